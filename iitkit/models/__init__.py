@@ -1,0 +1,1 @@
+"""Everything that knows transformers: loading, anatomy, sites, reading and editing activations, replay."""

@@ -1,0 +1,245 @@
+"""Runs of a batch of pairs: source activations, then the base with the edits, logits only at the label positions.
+
+:class:`PlainRunner` computes everything in every step; :mod:`iitkit.models.replay` keeps what never changes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from iitkit.batch import IGNORED, Batch, Tokens
+from iitkit.errors import IITKitError
+from iitkit.interventions import Intervention, SiteInfo
+from iitkit.models.anatomy import Location, locate
+from iitkit.models.editing import Stopped, Visit, stopping, visiting
+from iitkit.models.sites import Placement
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The entries of a batch that one placement edits: M pairs of row and column, made once per batch.
+
+    Args:
+        rows: rows of the batch, [M].
+        columns: columns of the base, [M].
+        source_columns: columns of the source, [M].
+        source_of: which source each entry takes its activation from, [M].
+    """
+
+    rows: Tensor
+    columns: Tensor
+    source_columns: Tensor
+    source_of: Tensor
+
+    def repeated(self, times: int) -> Selection:
+        """Return the selection for a batch whose rows stand ``times`` times, copies side by side."""
+        copies = torch.arange(times, device=self.rows.device)
+        rows = (self.rows[:, None] * times + copies).flatten()
+        others = (x.repeat_interleave(times, 0) for x in (self.columns, self.source_columns, self.source_of))
+        return Selection(rows, *others)
+
+
+def select(batch: Batch) -> list[Selection]:
+    """Return, for each placement, the entries of the batch that it edits."""
+    selections = []
+    for p in range(batch.active.shape[1]):
+        rows, slots = (batch.position_mask[:, p] & batch.active[:, p, None]).nonzero(as_tuple=True)
+        columns, sources = batch.base_positions[rows, p, slots], batch.source_positions[rows, p, slots]
+        selections.append(Selection(rows, columns, sources, batch.source_of[rows, p]))
+    return selections
+
+
+def place(
+    model: nn.Module, alignment: Mapping[str, Placement], generator: torch.Generator | None = None
+) -> tuple[dict[str, Location], dict[str, Intervention]]:
+    """Find every placement's site in a network and build its intervention.
+
+    Args:
+        model: the network.
+        alignment: placement name → where it lives.
+        generator: draws the starts.
+
+    Raises:
+        IITKitError: a site that the network does not have, or options that do not fit the site.
+    """
+    locations = {name: locate(model, p.site, f"alignment.{name}") for name, p in alignment.items()}
+    interventions = {}
+    for name, location in locations.items():
+        if location.width is None:
+            raise IITKitError(f"alignment.{name}: the width of {location.label} is not known: name a linear module")
+        try:
+            interventions[name] = alignment[name].build(SiteInfo(width=location.width, generator=generator))
+        except IITKitError as error:
+            raise IITKitError(f"alignment.{name}.intervention: {error}") from error
+    return locations, interventions
+
+
+def call(model: nn.Module, tokens: Tokens, **extra: Any) -> Any:
+    """Run a network on tokens, with the position ids that its padding asks for."""
+    arguments: dict[str, Any] = {"input_ids": tokens.ids, "attention_mask": tokens.mask, "use_cache": False, **extra}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        arguments.setdefault("position_ids", tokens.position_ids)
+    return model(**arguments)
+
+
+@contextmanager
+def head_at(model: nn.Module, columns: Tensor | None) -> Iterator[None]:
+    """Let the LM head see only the given columns [B, T] of its input; None ends the run before the head."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is None:
+        raise IITKitError(f"{type(model).__name__} has no LM head: load a causal language model")
+
+    def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if columns is None:
+            raise Stopped
+        hidden = args[0]
+        rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
+        return (hidden[rows, columns].contiguous(), *args[1:])
+
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def editing(selection: Selection, intervention: Intervention, features: Tensor) -> Visit:
+    """Return the visit that edits the selected entries with their sources' ``features`` [M, width]."""
+
+    def visit(hidden: Tensor) -> Tensor | None:
+        if selection.rows.numel() == 0:
+            return None
+        where = (selection.rows, selection.columns)
+        return hidden.index_put(where, intervention(hidden[where], features.to(hidden.dtype)))
+
+    return visit
+
+
+class Prepared(Protocol):
+    """A batch whose source activations are known; runs the base under any interventions at the same sites."""
+
+    def logits(self, interventions: Sequence[Intervention] | None, continuation: Tensor, copies: int = 1) -> Tensor:
+        """Return the logits that predict what follows the prompt.
+
+        Args:
+            interventions: one for each placement, in order; None runs the base unedited.
+            continuation: tokens that follow the prompt, [B · copies, T − 1].
+            copies: how many times each row of the batch stands, copies side by side.
+
+        Returns:
+            [B · copies, T, vocabulary].
+        """
+
+
+class Runner(Protocol):
+    """Prepares batches for a network and sites."""
+
+    def prepare(self, batch: Batch) -> Prepared:
+        """Find the source activations of a batch."""
+
+
+class PlainRunner:
+    """Runs every source up to the deepest site, and the base from the first layer to the last.
+
+    Args:
+        model: the frozen network.
+        locations: the sites, in the order of the batch's placements.
+    """
+
+    def __init__(self, model: nn.Module, locations: Sequence[Location]) -> None:
+        self.model, self.locations = model, list(locations)
+
+    def prepare(self, batch: Batch) -> PlainPrepared:
+        """Run the sources."""
+        selections = select(batch)
+        return PlainPrepared(self, batch.base, selections, self._features(batch, selections))
+
+    @torch.no_grad()
+    def _features(self, batch: Batch, selections: list[Selection]) -> list[Tensor]:
+        features: list[Tensor | None] = [None] * len(selections)
+        for k, source in enumerate(batch.sources):
+            wanted = [(selection.source_of == k).nonzero()[:, 0] for selection in selections]
+            left = {p for p, entries in enumerate(wanted) if entries.numel()}
+
+            def visit(p: int, hidden: Tensor, wanted: list[Tensor] = wanted, left: set[int] = left) -> None:
+                chosen, entries = selections[p], wanted[p]
+                if features[p] is None:
+                    features[p] = hidden.new_empty(chosen.rows.shape[0], hidden.shape[-1])
+                kept = features[p]
+                assert kept is not None
+                kept[entries] = hidden[chosen.rows[entries], chosen.source_columns[entries]]
+                left.discard(p)
+                if not left:
+                    raise Stopped
+
+            visits = [(self.locations[p], _bound(visit, p)) for p in sorted(left)]
+            if visits:
+                with visiting(visits), stopping():
+                    call(self.model, source)
+        return [batch.labels.new_empty(0, 0, dtype=torch.float32) if f is None else f for f in features]
+
+
+def _bound(visit: Any, p: int) -> Visit:
+    return lambda hidden: visit(p, hidden)
+
+
+@dataclass(frozen=True)
+class PlainPrepared:
+    """See :class:`Prepared`; runs the whole network."""
+
+    runner: PlainRunner
+    base: Tokens
+    selections: list[Selection]
+    features: list[Tensor]
+
+    def logits(self, interventions: Sequence[Intervention] | None, continuation: Tensor, copies: int = 1) -> Tensor:
+        """See :meth:`Prepared.logits`."""
+        visits: list[tuple[Location, Visit]] = []
+        if interventions is not None:
+            for location, intervention, selection, features in zip(
+                self.runner.locations, interventions, self.selections, self.features, strict=True
+            ):
+                if copies > 1:
+                    selection, features = selection.repeated(copies), features.repeat_interleave(copies, 0)
+                visits.append((location, editing(selection, intervention, features)))
+        base = self.base if copies == 1 else self.base.repeated(copies)
+        columns = base.last[:, None] + torch.arange(continuation.shape[1] + 1, device=base.ids.device)
+        with visiting(visits), head_at(self.runner.model, columns):
+            logits: Tensor = call(self.runner.model, base.extended(continuation)).logits
+        return logits
+
+
+def label_logits(prepared: Prepared, interventions: Sequence[Intervention] | None, labels: Tensor) -> Tensor:
+    """Return the logits at the label's positions, [B, T, vocabulary], for labels [B, T]."""
+    return prepared.logits(interventions, labels[:, :-1])
+
+
+def candidate_scores(
+    prepared: Prepared, interventions: Sequence[Intervention] | None, candidates: Tensor, known: Tensor | None = None
+) -> Tensor:
+    """Return the log-probability of each candidate, summed over all its tokens, [B, C]; −inf where there is none.
+
+    Args:
+        prepared: the batch.
+        interventions: one for each placement; None for the base as it is.
+        candidates: candidates' tokens, [B, C, T].
+        known: logits at the label's positions, [B, ≥ 1, vocabulary], to save a run where candidates are single tokens.
+    """
+    b, c, t = candidates.shape
+    real = candidates != IGNORED
+    if t == 1:
+        logits = prepared.logits(interventions, candidates[:, 0, :0]) if known is None else known
+        scores = logits[:, 0].float().log_softmax(-1).gather(1, candidates[:, :, 0].clamp(min=0))
+    else:
+        rows = candidates.reshape(b * c, t)
+        logits = prepared.logits(interventions, rows[:, :-1], copies=c).float().log_softmax(-1)
+        tokens = logits.gather(2, rows.clamp(min=0)[:, :, None])[:, :, 0].reshape(b, c, t)
+        scores = tokens.masked_fill(~real, 0.0).sum(2)
+    return scores.masked_fill(~real[:, :, 0], -torch.inf)

@@ -1,0 +1,113 @@
+"""Sites and placements: how a user says where in a network a variable might live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from iitkit.errors import IITKitError, choices, did_you_mean
+from iitkit.interventions import Intervention, LowRankSubspace, SiteInfo
+
+Side = Literal["input", "output"]
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A place in a network: a layer's component, or any module by path, at positions of the sequence.
+
+    Args:
+        layer: index of the block, from 0.
+        component: which part of the block; see :data:`iitkit.models.anatomy.COMPONENTS`.
+        position: an integer (negative from the end), ``"last"``, ``"all"``, ``"f7+l7"``, a list of these, or an
+            integer tensor of columns, [batch, k]. A task's prompts also know their spans by name.
+        module: path of any module, e.g. ``"transformer.h.8.mlp"``, instead of layer and component.
+        side: which side of that module.
+    """
+
+    layer: int | None = None
+    component: str = "block_output"
+    position: int | str | Sequence[int | str] | Tensor = -1
+    module: str | None = None
+    side: Side = "output"
+
+    def __str__(self) -> str:
+        if self.module is not None:
+            return f"{self.module} ({self.side})"
+        return f"layer {self.layer} {self.component}"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a variable lives, and the intervention that is trained there.
+
+    Args:
+        layer: index of the block, from 0.
+        component: which part of the block, e.g. block_output (the residual stream that leaves it).
+        position: where in the sequence: a span of the prompt template (``name``: its last token; ``name.first``,
+            ``name.last``, ``name.all``), ``last``, ``all``, an integer (negative from the end), ``f7+l7``, or a list.
+        intervention: what is trained at the site; a low-rank rotation unless said.
+        variable: the causal variable; the placement's own name unless said.
+        module: path of any module of the network, instead of layer and component.
+        side: which side of that module.
+    """
+
+    layer: int | None = None
+    component: str = "block_output"
+    position: int | str | list[int | str] = "last"
+    intervention: Callable[[SiteInfo], Intervention] = LowRankSubspace
+    variable: str | None = None
+    module: str | None = None
+    side: Side = "output"
+
+    @property
+    def site(self) -> Site:
+        """The site, without the intervention."""
+        return Site(self.layer, self.component, self.position, self.module, self.side)
+
+    def build(self, site: SiteInfo) -> Intervention:
+        """Build the intervention for a site of these sizes."""
+        return self.intervention(site)
+
+    def where(self) -> dict[str, Any]:
+        """Return the site and the variable as plain values, as checkpoints and artifacts store them."""
+        keys = ("module", "side") if self.module is not None else ("layer", "component")
+        return {**{key: getattr(self, key) for key in keys}, "position": self.position, "variable": self.variable}
+
+    @staticmethod
+    def from_plain(name: str, plain: Any) -> Placement:
+        """Return a placement from a mapping, e.g. ``{"layer": 8, "position": "last", "intervention": {"rank": 1}}``.
+
+        Args:
+            name: the placement's name, for messages; also its variable unless said.
+            plain: a :class:`Placement` or a mapping; ``intervention`` may be a factory, an intervention's options
+                (``{"rank": 1}``) or its spec (``{"name": "Vanilla"}``).
+
+        Raises:
+            IITKitError: for an unknown key or neither layer nor module.
+        """
+        if isinstance(plain, Placement):
+            values: dict[str, Any] = dict(plain.__dict__)
+        else:
+            values = dict(plain)
+            known = list(Placement.__dataclass_fields__)
+            for key in values:
+                if key not in known:
+                    raise IITKitError(
+                        f"alignment.{name} has no key {key!r}.{did_you_mean(key, known)} It has: {choices(known)}"
+                    )
+        if (values.get("layer") is None) == (values.get("module") is None):
+            raise IITKitError(f"alignment.{name}: give either layer (with a component) or module")
+        given = values.get("intervention", LowRankSubspace)
+        if not callable(given):
+            spec = {"name": "LowRankSubspace", **given}
+
+            def factory(site: SiteInfo) -> Intervention:
+                return Intervention.from_spec(spec, site)
+
+            values["intervention"] = factory
+        if values.get("variable") is None:
+            values["variable"] = name
+        return Placement(**values)
