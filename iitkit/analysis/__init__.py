@@ -1,0 +1,1 @@
+"""Measurement without training: controls and the report."""

@@ -1,0 +1,5 @@
+"""Counterfactual pairs as tokens, positions and batches; the Lightning DataModule."""
+
+from iitkit.data.datamodule import CounterfactualDataModule, Sizes
+
+__all__ = ["CounterfactualDataModule", "Sizes"]

@@ -1,0 +1,162 @@
+"""A split's fixed pool of prompts, and the pairs that an epoch makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from iitkit.causal import CausalModel, Setting, Text, sample_sources
+from iitkit.causal.sampling import take
+from iitkit.causal.variables import Codes
+from iitkit.data.tokens import Prompt, find_positions, tokenise
+from iitkit.errors import IITKitError
+from iitkit.positions import Position
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The prompts of a split; epochs only pair them anew.
+
+    Args:
+        setting: every variable's codes, [N] each.
+        templates: template of each prompt, [N].
+        texts: the rendered prompts.
+        prompts: the tokenised prompts.
+        positions: for each placement, each prompt's tokens at its site.
+        first: number of the first prompt among all splits' prompts; replay keeps activations under it.
+    """
+
+    setting: Setting
+    templates: Codes
+    texts: list[Text]
+    prompts: list[Prompt]
+    positions: list[list[list[int]]]
+    first: int
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def taken(self, rows: Codes) -> Pool:
+        """Return the pool with only the given rows (numbered anew from ``first``)."""
+        kept = rows.tolist()
+        return Pool(
+            take(self.setting, rows),
+            self.templates[rows],
+            [self.texts[i] for i in kept],
+            [self.prompts[i] for i in kept],
+            [[of_prompt[i] for i in kept] for of_prompt in self.positions],
+            self.first,
+        )
+
+
+def make_pool(
+    model: CausalModel,
+    setting: Setting,
+    templates: Codes,
+    tokenizer: Any,
+    positions: Mapping[str, Position],
+    prefix: str,
+    first: int,
+) -> Pool:
+    """Render and tokenise a split's prompts and find every placement's tokens in each."""
+    texts = model.render(setting, templates)
+    prompts = tokenise(tokenizer, texts, prefix)
+    found = [
+        [find_positions(tokenizer, prompt, text, position, name) for prompt, text in zip(prompts, texts, strict=True)]
+        for name, position in positions.items()
+    ]
+    return Pool(setting, templates, texts, prompts, found, first)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Counterfactual pairs of a pool.
+
+    Args:
+        base: rows of the pool, [n].
+        source: rows of the pool, [n].
+        variable: index of the variable that is intervened on, [n].
+        flipped: whether that changes the label, [n].
+        candidates: the answers that compete in each pair.
+        label: index of the counterfactual label among them.
+        base_label: index of the label without intervention.
+    """
+
+    base: Codes
+    source: Codes
+    variable: Codes
+    flipped: np.ndarray[Any, np.dtype[np.bool_]]
+    candidates: list[list[str]]
+    label: list[int]
+    base_label: list[int]
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+
+def make_pairs(
+    model: CausalModel,
+    pool: Pool,
+    variables: Sequence[str],
+    n: int,
+    flipped: float | None,
+    generator: np.random.Generator,
+) -> Pairs:
+    """Pair the prompts of a pool and label the pairs by the causal model.
+
+    Args:
+        model: the causal model.
+        pool: the prompts.
+        variables: the variables to intervene on; each pair takes one, all equally often.
+        n: number of pairs.
+        flipped: share of pairs whose label the interchange changes; None leaves it to chance.
+        generator: draws the pairs.
+
+    Raises:
+        IITKitError: a share that the pool cannot give.
+    """
+    laps = -(-n // len(pool))
+    base = np.concatenate([generator.permutation(len(pool)) for _ in range(laps)])[:n]
+    variable = generator.permutation(np.arange(n) % len(variables))
+    wanted = np.full(n, -1)
+    if flipped is not None:
+        for v in range(len(variables)):
+            rows = (variable == v).nonzero()[0]
+            wanted[rows] = generator.permutation(np.arange(len(rows)) < round(flipped * len(rows)))
+    source, after = sample_sources(model, pool.setting, base, variables, variable, wanted, generator)
+    labels = model.values(after, model.output)
+    before = model.values(take(pool.setting, base), model.output)
+    candidates = candidate_answers(model, take(pool.setting, base), [before, labels])
+    return Pairs(
+        base,
+        source,
+        variable,
+        after[model.output] != pool.setting[model.output][base],
+        candidates,
+        [row.index(str(label)) for row, label in zip(candidates, labels, strict=True)],
+        [row.index(str(label)) for row, label in zip(candidates, before, strict=True)],
+    )
+
+
+def candidate_answers(model: CausalModel, setting: Setting, always: Sequence[Sequence[object]]) -> list[list[str]]:
+    """Return each row's competing answers: the declared candidates in the base, or the output's whole domain.
+
+    Args:
+        model: the causal model.
+        setting: every variable's codes in the base, [n] each.
+        always: answers that compete in any case (the labels), lists of n.
+    """
+    n = len(setting[model.output])
+    if model.candidates:
+        columns = [model.values(setting, name) for name in model.candidates]
+    else:
+        columns = [[value] * n for value in model.domains[model.output].values]
+    rows = [list(dict.fromkeys(str(column[i]) for column in (*columns, *always))) for i in range(n)]
+    if any(len(row) < 2 for row in rows):
+        raise IITKitError(
+            f"output {model.output!r} has one possible answer in some rows: a test needs at least two candidates"
+        )
+    return rows

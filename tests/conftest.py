@@ -1,0 +1,29 @@
+"""Shared fixtures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import save_tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A local folder with a tiny random GPT-2 of 24 layers."""
+    return str(save_tiny(tmp_path_factory.mktemp("base") / "tiny-gpt2", "gpt2", layers=24))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A local folder with a tiny random LLaMA of 24 layers."""
+    return str(save_tiny(tmp_path_factory.mktemp("base") / "tiny-llama", "llama", layers=24))
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """Start every test from the same global random state."""
+    torch.manual_seed(0)
