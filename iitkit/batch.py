@@ -60,7 +60,7 @@ class Tokens(_Transferable):
         return (self.mask.long() * columns).argmax(1)
 
     def extended(self, continuation: Tensor) -> Tokens:
-        """Return the rows with the tokens of ``continuation`` [B, T] (``IGNORED`` = none) after each row's last token."""
+        """Return the rows with ``continuation`` [B, T] (``IGNORED`` = none) after each row's last token."""
         if continuation.shape[1] == 0:
             return self
         real = continuation != IGNORED

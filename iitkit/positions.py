@@ -18,7 +18,7 @@ _PARTS = ("first", "last", "all")
 
 
 def span_name(position: int | str) -> str | None:
-    """Return the span that a position names (``name`` of ``name.first``), or None for ``last``, ``all``, integers, …."""
+    """Return the span that a position names (``name`` of ``name.first``); None for ``last``, ``all``, integers, …."""
     if isinstance(position, int) or position in ("last", "all") or _ENDS.fullmatch(position):
         return None
     return position.rpartition(".")[0] if position.rpartition(".")[2] in _PARTS else position
@@ -30,7 +30,7 @@ def listed(position: Position) -> list[int | str]:
     Raises:
         IITKitError: for an empty list or anything but integers and strings.
     """
-    items = [position] if isinstance(position, int | str) else list(position)
+    items = [position] if isinstance(position, int | str) else list(position) if isinstance(position, Sequence) else []
     if not items or any(isinstance(item, bool) or not isinstance(item, int | str) for item in items):
         raise IITKitError(
             f"position {position!r}: expected the name of a span, 'last', 'all', an integer, 'f7+l7' or a list of these"
@@ -47,7 +47,8 @@ def check_spans(position: Position, spans: Sequence[str], where: str) -> None:
     for item in listed(position):
         name = span_name(item)
         if name is not None and name not in spans:
-            hint = did_you_mean(item, [*spans, "last", "all"])
+            parts = [f"{span}.{part}" for span in spans for part in _PARTS]
+            hint = did_you_mean(item, [*spans, *parts, "last", "all"])
             raise IITKitError(
                 f"{where}: position {item!r} is no span of the prompt.{hint} "
                 f"Expected one of {choices(spans)}, 'last', 'all' or an integer"
@@ -63,7 +64,7 @@ def resolve(position: Position, length: int, spans: Mapping[str, Span] | None = 
         spans: the prompt's spans in tokens; None where the text is free, so that names are an error.
 
     Raises:
-        IITKitError: for an index outside the prompt or a name without a span.
+        IITKitError: for an index outside the prompt, a name without a span, or a position without a token (``f0+l0``).
     """
     found: list[int] = []
     for item in listed(position):
@@ -81,6 +82,8 @@ def resolve(position: Position, length: int, spans: Mapping[str, Span] | None = 
             found.extend(sorted({*range(min(first, length)), *range(max(0, length - last), length)}))
         else:
             found.extend(_in_span(item, spans))
+    if not found:
+        raise IITKitError(f"position {position!r} names no token of a prompt of {length} tokens")
     return found
 
 

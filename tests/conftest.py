@@ -10,6 +10,8 @@ from tiny import save_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 
+torch.set_num_threads(1)  # the networks here are tiny: threads cost more than they save
+
 
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from iitkit.errors import IITKitError
 from iitkit.interventions import LowRankSubspace, SiteInfo
+from iitkit.interventions.spaces import orthonormal
 
 
 def random_subspaces(activations: Tensor, rank: int, draws: int, generator: torch.Generator) -> list[LowRankSubspace]:
@@ -38,7 +39,6 @@ def random_subspaces(activations: Tensor, rank: int, draws: int, generator: torc
         if n <= rank:  # too few samples to span the subspace: the rest is isotropic, far below the activations' scale
             directions = directions + 1e-3 * centred.std() * torch.randn(width, rank, generator=generator)
         control = LowRankSubspace(SiteInfo(width=width, generator=generator), rank=rank)
-        basis, triangle = torch.linalg.qr(directions.double())
-        control.space.freeze({"basis": (basis * triangle.diagonal().sign()).float().contiguous()})
+        control.space.freeze({"basis": orthonormal(directions.double()).float()})
         made.append(control.requires_grad_(False).to(activations.device))
     return made

@@ -40,7 +40,7 @@ def format_table(metrics: Mapping[str, float], rows: Sequence[tuple[str, str]]) 
         rows: pairs of a label and the metrics' group, e.g. ``("trained, test", "test")``; a group that was not
             measured is left out.
     """
-    lines = [f"{'':<34}{'all':>22}{'flipped':>24}{'kept':>24}"]
+    lines = [f"{'':<33}{'all':>26}{'flipped':>26}{'kept':>26}"]
     for label, group in rows:
         if f"{group}/iia" not in metrics:
             continue
@@ -53,5 +53,5 @@ def format_table(metrics: Mapping[str, float], rows: Sequence[tuple[str, str]]) 
                 continue
             low, high = wilson(value * n, n)
             cells.append(f"{value:.3f} [{low:.3f}, {high:.3f}] {round(n)}")
-        lines.append(f"{label:<32}" + "".join(f"{cell:>24}" for cell in cells))
+        lines.append(f"{label:<33}" + "".join(f"{cell:>26}" for cell in cells))
     return "\n".join(lines)

@@ -82,7 +82,13 @@ class CausalModel:
         return function
 
     def constraint(self, function: Function) -> Function:
-        """Declare a condition on variables; inputs for which it is false are never sampled."""
+        """Declare a condition on variables; inputs for which it is false are never sampled.
+
+        Raises:
+            IITKitError: a name that another constraint has.
+        """
+        if function.__name__ in self.constraints:
+            raise IITKitError(f"constraint {function.__name__!r} is declared twice: name each differently")
         self.constraints[function.__name__] = Mechanism(function.__name__, function)
         self._order = None
         return function
@@ -111,7 +117,7 @@ class CausalModel:
         try:
             order = list(TopologicalSorter({name: m.parents for name, m in self.mechanisms.items()}).static_order())
         except CycleError as error:
-            raise IITKitError(f"the causal graph has a cycle: {' → '.join(reversed(error.args[1]))}") from error
+            raise IITKitError(f"the causal graph has a cycle: {' → '.join(error.args[1])}") from error
         order = [name for name in order if name in self.mechanisms]
         for name in [self.output, *self.candidates]:
             if name in self.exogenous:
@@ -164,9 +170,14 @@ class CausalModel:
         return {name: self._codes(name, values) for name, values in inputs.items()}
 
     def _codes(self, name: str, values: Any) -> Codes:
-        if isinstance(values, np.ndarray) and values.dtype == np.int64:
-            return values
         domain, codes = self.domains[name], []
+        if isinstance(values, np.ndarray) and values.dtype == np.int64:
+            if len(values) and not (values.min() >= 0 and values.max() < len(domain)):
+                raise IITKitError(
+                    f"variable {name!r}: codes {values.min()} to {values.max()}, expected 0 to {len(domain) - 1} "
+                    "(an integer array holds codes; give values as a list)"
+                )
+            return values
         for value in values:
             code = domain.find(value)
             if code is None:
@@ -185,7 +196,7 @@ class CausalModel:
             do: variables held at codes or values instead of computed.
 
         Raises:
-            IITKitError: see :meth:`encode`.
+            IITKitError: see :meth:`encode`; other numbers of rows.
         """
         self.compile()
         held = {}
@@ -194,6 +205,9 @@ class CausalModel:
             held[name] = self._codes(name, values)
         domains = self.domains
         setting = {name: codes for name, codes in self.encode(inputs).items() if name in self.exogenous}
+        sizes = {name: len(codes) for name, codes in {**setting, **held}.items()}
+        if len(set(sizes.values())) > 1:
+            raise IITKitError(f"inputs and interventions must have as many rows each, given {sizes}")
         setting.update({name: codes for name, codes in held.items() if name in self.exogenous})
         assert self._order is not None
         for name in self._order:
@@ -209,7 +223,12 @@ class CausalModel:
         Args:
             base: inputs, [n] each.
             sources: variable → the inputs of its source, [n] each.
+
+        Raises:
+            IITKitError: see :meth:`run`.
         """
+        for name in sources:
+            self.check_variable(name, "intervention")
         return self.run(base, do={name: self.run(source)[name] for name, source in sources.items()})
 
     def values(self, setting: Mapping[str, Codes], name: str) -> list[Hashable]:

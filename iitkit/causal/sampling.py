@@ -11,7 +11,10 @@ from iitkit.causal.variables import Codes
 from iitkit.errors import IITKitError, choices
 
 ROUNDS = 64
-"""How often sampling is tried before it is called impossible."""
+"""How often sampling is tried: inputs are then called impossible, sources looked for one by one."""
+
+LEAST = 1000
+"""Inputs drawn in a round, at least: few prompts may be wanted of a model whose constraints few inputs satisfy."""
 
 
 def take(setting: Setting, rows: Codes) -> Setting:
@@ -42,17 +45,18 @@ def sample_inputs(
         IITKitError: constraints that no input satisfies.
     """
     model.compile()
+    size = max(n, LEAST)
     parts: list[tuple[Setting, Codes]] = []
     seen: set[tuple[int, ...]] = set()
     for _ in range(ROUNDS):
         inputs = {
-            name: generator.choice(among[name], n)
+            name: generator.choice(among[name], size)
             if among and name in among
-            else generator.integers(len(domain), size=n)
+            else generator.integers(len(domain), size=size)
             for name, domain in model.exogenous.items()
         }
         drawn = model.run({name: codes.astype(np.int64) for name, codes in inputs.items()})
-        used = np.asarray(templates, dtype=np.int64)[generator.integers(len(templates), size=n)]
+        used = np.asarray(templates, dtype=np.int64)[generator.integers(len(templates), size=size)]
         keys = np.stack([*(drawn[slot] for slot in model.slots), used], 1)
         fresh = []
         for i in model.allowed(drawn).nonzero()[0].tolist():
@@ -105,13 +109,28 @@ def sample_sources(
         wanted = flipped[open_rows]
         open_rows = open_rows[(wanted >= 0) & (changes != (wanted == 1))]
         if not len(open_rows):
-            return sources, _interchanged(model, pool, bases, sources, variables, chosen)
-    stuck = int(open_rows[0])
-    does = "changes" if flipped[stuck] == 1 else "keeps"
-    raise IITKitError(
-        f"no source was found that {does} the label under an interchange of {variables[chosen[stuck]]!r} "
-        f"({len(open_rows)} of {len(bases)} pairs): set data.flipped to another share, or enlarge the word lists"
-    )
+            break
+    for row in open_rows.tolist():  # what is rare: look at all sources
+        right = _sources_that(model, pool, int(bases[row]), variables[chosen[row]], bool(flipped[row]))
+        if not len(right):
+            does = "changes" if flipped[row] == 1 else "keeps"
+            raise IITKitError(
+                f"no source {does} the label under an interchange of {variables[chosen[row]]!r} "
+                f"(pair {row} of {len(bases)}, {len(pool[model.output])} prompts): set data.flipped to another share, "
+                "or enlarge data.sizes and the word lists"
+            )
+        sources[row] = generator.choice(right)
+    return sources, _interchanged(model, pool, bases, sources, variables, chosen)
+
+
+def _sources_that(model: CausalModel, pool: Setting, base: int, variable: str, flip: bool) -> Codes:
+    """Return every row of the pool whose value of ``variable`` changes (or keeps) the label of one base."""
+    values, which = np.unique(pool[variable], return_inverse=True)
+    inputs = {name: np.full(len(values), pool[name][base]) for name in model.exogenous}
+    after = model.run(inputs, do={variable: values})
+    right = (after[model.output] != pool[model.output][base]) == flip
+    rows: Codes = right[which.reshape(-1)].nonzero()[0]
+    return rows
 
 
 def _interchanged(

@@ -80,7 +80,7 @@ class CounterfactualDataModule(pl.LightningDataModule):
         sizes: number of pairs in each split.
         batch_size: pairs in a batch.
         flipped: share of pairs whose label the interchange changes; null leaves it to chance.
-        prompts: size of each split's pool of prompts; as many as pairs unless said, and no more than there are.
+        prompts: most prompts in each split's pool; as many as pairs unless said, and no more than there are.
         prefix: text before every prompt, e.g. <|endoftext|> for a model that needs an attention sink.
         only_correct: keep only prompts that the base model itself answers right.
         padding: side of the padding.
@@ -117,6 +117,7 @@ class CounterfactualDataModule(pl.LightningDataModule):
         self.prefix, self.only_correct, self.padding, self.shares = prefix, only_correct, padding, shares
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.pools: dict[str, Pool] = {}
+        self._subject: object = None
         self.variables: list[str] = []
         self.judged: dict[str, float] = {}
         """The base model's accuracy on each split's prompts, where the data were filtered by it."""
@@ -125,9 +126,10 @@ class CounterfactualDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Make the pools, for the module that the trainer is about to run."""
-        if not self.pools:
-            if self.trainer is None:
+        if self.trainer is None:
+            if not self.pools:
                 raise IITKitError("the data are made for a module: call bind(module), or hand both to a Trainer")
+        elif self.trainer.lightning_module is not self._subject:  # another module may look elsewhere
             self.bind(self.trainer.lightning_module)  # type: ignore[arg-type]
 
     def bind(self, subject: Subject) -> None:
@@ -148,6 +150,8 @@ class CounterfactualDataModule(pl.LightningDataModule):
             placed.append(variable)
         self.variables = list(dict.fromkeys(placed))
         self.placements = [self.variables.index(variable) for variable in placed]
+        self.names = list(positions)
+        self._subject, self.judged = subject, {}
         tokenizer = subject.tokenizer
         self.tokenizer, self.answers = tokenizer, Answers(tokenizer)
         self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
@@ -156,7 +160,7 @@ class CounterfactualDataModule(pl.LightningDataModule):
         for split in self.splits:
             templates = self.task.templates(held_out=split == "test_templates")
             among = words["test" if split == "test_templates" else split]
-            n = self.prompts or max(2, getattr(self.sizes, split))
+            n = max(2, min(self.prompts or getattr(self.sizes, split), getattr(self.sizes, split)))
             drawn, used = sample_inputs(model, n, self._generator("prompts", split), templates, among)
             pool = make_pool(model, drawn, used, tokenizer, positions, self.prefix, first)
             if self.only_correct:

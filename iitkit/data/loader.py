@@ -71,8 +71,8 @@ class Collator:
                 if len(positions[base]) != len(positions[source]):
                     raise IITKitError(
                         f"a site has {len(positions[base])} tokens in {self.pool.prompts[base].text!r} and "
-                        f"{len(positions[source])} in {self.pool.prompts[source].text!r}: a swap needs as many in both; "
-                        "name one token (a span's last is its plain name, its first is name.first)"
+                        f"{len(positions[source])} in {self.pool.prompts[source].text!r}: a swap needs as many in "
+                        "both; name one token (a span's last is its plain name, its first is name.first)"
                     )
 
     def __call__(self, pairs: Pairs, chosen: Sequence[int]) -> Batch:

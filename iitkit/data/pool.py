@@ -148,11 +148,19 @@ def candidate_answers(model: CausalModel, setting: Setting, always: Sequence[Seq
         model: the causal model.
         setting: every variable's codes in the base, [n] each.
         always: answers that compete in any case (the labels), lists of n.
+
+    Raises:
+        IITKitError: a row with one answer, or no declared candidates where the output's domain is not known in advance.
     """
     n = len(setting[model.output])
     if model.candidates:
         columns = [model.values(setting, name) for name in model.candidates]
     else:
+        if not model.domains[model.output].complete:
+            raise IITKitError(
+                f"output {model.output!r} is computed from too many combinations to know all its values: name the "
+                "variables whose values compete, CausalModel(…, candidates=[…])"
+            )
         columns = [[value] * n for value in model.domains[model.output].values]
     rows = [list(dict.fromkeys(str(column[i]) for column in (*columns, *always))) for i in range(n)]
     if any(len(row) < 2 for row in rows):

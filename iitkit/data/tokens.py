@@ -97,7 +97,7 @@ class Answers:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._known: dict[tuple[int, str], tuple[int, ...]] = {}
+        self._known: dict[tuple[str, str], tuple[int, ...]] = {}
         self._told_apart: set[tuple[tuple[int, ...], ...]] = set()
 
     def tokens(self, prompt: Prompt, answer: str) -> tuple[int, ...]:
@@ -106,7 +106,7 @@ class Answers:
         Raises:
             IITKitError: an empty answer, or one that merges with the prompt's end.
         """
-        key = (prompt.ids[-1], answer)
+        key = (prompt.text.rpartition(" ")[2], answer)  # tokenizers do not look beyond a word
         if key not in self._known:
             joint = self.tokenizer(prompt.text + answer)["input_ids"]
             n = len(prompt.ids)
