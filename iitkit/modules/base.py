@@ -69,7 +69,7 @@ class InterventionModule(pl.LightningModule):
         self._tokenizer: Any = None
         self._runner: Runner | None = None
         self.train_iia, self.val_iia = IIA(), IIA()
-        self.test_metrics = nn.ModuleDict()
+        self.test_metrics: dict[str, IIA] = {}
 
     # --- the base model and the interventions ---
 
@@ -186,20 +186,17 @@ class InterventionModule(pl.LightningModule):
     def _test_metric(self, key: str) -> IIA:
         if key not in self.test_metrics:
             self.test_metrics[key] = IIA().to(self.device)
-        found = self.test_metrics[key]
-        assert isinstance(found, IIA)
-        return found
+        return self.test_metrics[key]
 
     def on_test_epoch_end(self) -> None:
         """Log ``split/iia…`` of the trained interventions, ``control/…`` on the test split, ``control/split/…``."""
         for key, metric in self.test_metrics.items():
-            assert isinstance(metric, IIA)
             values = metric.compute()
             if key.startswith("plain/"):
                 self.log(f"{key.removeprefix('plain/')}/task_accuracy", values["iia"].float())
             else:
                 self.log_dict({f"{key}/{name}": value.float() for name, value in values.items()})
-        self.test_metrics = nn.ModuleDict()
+        self.test_metrics = {}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the row numbers, winning candidates and their log-probabilities of a batch of pairs."""
@@ -273,15 +270,19 @@ class InterventionModule(pl.LightningModule):
             base["id"] != self.identity["id"] and base["revision"] != self.identity["revision"]
         ):
             raise IITKitError(
-                f"the checkpoint is of base {base['id']} ({base['architecture']}, width {base['width']}, {base['layers']} "
-                f"layers), not of {self.identity['id']} (width {self.identity['width']}, {self.identity['layers']} layers)"
+                f"the checkpoint is of base {_named(base)}, not of {_named(self.identity)}: give that base, or fit anew"
             )
         given, own = checkpoint["hyper_parameters"]["alignment"], self.plain()["alignment"]
         for name in {**given, **own}:
             if given.get(name) != own.get(name):
                 raise IITKitError(
-                    f"the checkpoint's alignment differs at {name!r}: it has {given.get(name)}, expected {own.get(name)}"
+                    f"the checkpoint's alignment differs at {name!r}: it has {given.get(name)}, "
+                    f"expected {own.get(name)}"
                 )
+
+
+def _named(base: Mapping[str, Any]) -> str:
+    return f"{base['id']} ({base['architecture']}, width {base['width']}, {base['layers']} layers)"
 
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:

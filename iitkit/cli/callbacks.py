@@ -1,0 +1,224 @@
+"""Callbacks that join modules, data and hub: the data report, controls, the report, the artifact, predictions."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+
+import iitkit
+from iitkit.analysis.controls import random_subspaces
+from iitkit.analysis.table import format_table, with_intervals
+from iitkit.data import CounterfactualDataModule
+from iitkit.data.report import data_report
+from iitkit.hub import save
+from iitkit.interventions import Vanilla
+from iitkit.metrics import label_chance
+from iitkit.modules import InterventionModule
+
+JUDGED = 200
+"""Prompts of each split that the data report runs the base model on."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def parts(trainer: pl.Trainer) -> tuple[InterventionModule, CounterfactualDataModule]:
+    """Return the trainer's module and data module."""
+    module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(module, InterventionModule)
+    assert isinstance(data, CounterfactualDataModule)
+    return module, data
+
+
+class DataReport(Callback):
+    """Prints and saves the data report before training."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Run the base model on some prompts of train and validation, and report."""
+        if not trainer.is_global_zero:
+            return
+        module, data = parts(trainer)
+        most = data.batch_size if trainer.fast_dev_run else JUDGED  # type: ignore[attr-defined]
+        accuracy = {
+            split: float(data.judgements(data.pools[split], module.judge, most).mean())
+            for split in ("train", "validation")
+        }
+        text = data_report(data, accuracy)
+        print(text, flush=True)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            write_text(Path(trainer.default_root_dir) / "data_report.txt", text + "\n")
+
+
+class Interrupted(Callback):
+    """Saves ``last.ckpt`` when a run is stopped (SIGTERM, Ctrl-C at a batch's end) or fails, so that it can resume."""
+
+    def __init__(self) -> None:
+        self.within = False
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Note that a step is under way: its state is no state to resume from."""
+        self.within = True
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Note that the step is done."""
+        self.within = False
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Save, unless the run stopped within a step."""
+        if trainer.state.fn != "fit" or trainer.fast_dev_run or self.within or not trainer.global_step:  # type: ignore[attr-defined]
+            return
+        path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            print(f"stopped after step {trainer.global_step}; resume with --ckpt_path {path}", flush=True)
+
+
+class Report(Callback):
+    """Measures the controls in ``test``; then prints the table and writes metrics.json (after ``fit`` the artifact).
+
+    Args:
+        draws: number of random subspaces.
+    """
+
+    def __init__(self, draws: int = 5) -> None:
+        self.draws = draws
+        self.release = False
+        """Whether the interventions under test are fit's result, to be released as the artifact."""
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make the controls: the full-vector swap, and random subspaces of the trained ranks."""
+        module, data = parts(trainer)
+        module.controls = {"full_vector": [[Vanilla() for _ in module.edits]]}
+        ranks = [getattr(edit, "rank", None) for edit in module.edits]
+        if not all(isinstance(rank, int) for rank in ranks):
+            return
+        generator = torch.Generator().manual_seed(data.seed)
+        seen: list[list[torch.Tensor]] = [[] for _ in ranks]
+        for _, batch in zip(range(1 if trainer.fast_dev_run else 8), data.train_dataloader(), strict=False):  # type: ignore[attr-defined]
+            for kept, features in zip(seen, module.runner.prepare(batch.to(module.device)).features, strict=True):
+                kept.append(features)
+        drawn = [
+            random_subspaces(torch.cat(kept), int(rank or 1), self.draws, generator)
+            for kept, rank in zip(seen, ranks, strict=True)
+        ]
+        module.controls["random_subspace"] = [list(edits) for edits in zip(*drawn, strict=True)]
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the table; write metrics.json and the artifact."""
+        if not trainer.is_global_zero:
+            return
+        module, data = parts(trainer)
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if _measured(key, data.tested)}
+        pairs = data.pairs("test")
+        metrics["test/label_chance"] = label_chance(pairs.candidates, pairs.label)
+        print(self.table(metrics, module, data), flush=True)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        full = with_intervals(metrics)
+        root = Path(trainer.default_root_dir)
+        write_text(root / "metrics.json", json.dumps(full, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        print(f"metrics: {root / 'metrics.json'}", flush=True)
+        if self.release:
+            print(f"artifact: {release(root / 'artifact', module, data, full)}", flush=True)
+
+    @staticmethod
+    def table(metrics: Mapping[str, float], module: InterventionModule, data: CounterfactualDataModule) -> str:
+        """Return the table of trained interventions and controls on every split."""
+        rows = [
+            (f"{label}, {split}", split if control == "" else control if split == "test" else f"{control}/{split}")
+            for label, control in (
+                ("trained", ""),
+                ("full vector", "full_vector"),
+                ("random subspaces", "random_subspace"),
+            )
+            for split in ("train", "validation", "test", "test_templates")
+        ]
+        sites = "; ".join(
+            f"{name} = {placement.variable} at {module.locations[name].label}, position {placement.position}: "
+            f"{module.interventions[name].spec()}"  # type: ignore[operator]
+            for name, placement in module.alignment.items()
+        )
+        accuracy = ", ".join(
+            f"{split} {metrics[f'{split}/task_accuracy']:.3f}"
+            for split in data.tested
+            if f"{split}/task_accuracy" in metrics
+        )
+        return (
+            f"\nIIA, 95 % Wilson intervals and counts ({sites})\n{format_table(metrics, rows)}\n"
+            f"base model's task accuracy: {accuracy}; label chance {metrics['test/label_chance']:.3f}"
+        )
+
+
+def _measured(key: str, splits: list[str]) -> bool:
+    return key.split("/")[0] in {*splits, "full_vector", "random_subspace"} and not key.startswith("train/loss")
+
+
+def release(
+    folder: Path, module: InterventionModule, data: CounterfactualDataModule, metrics: Mapping[str, Any]
+) -> Path:
+    """Write a module's interventions as an artifact."""
+    model = data.task.model
+    domains = {name: model.domains[name] for name in data.variables}
+    return save(
+        folder,
+        dict(zip(module.alignment, module.edits, strict=True)),
+        {name: placement.where() for name, placement in module.alignment.items()},
+        module.identity,
+        {name: int(location.width or 0) for name, location in module.locations.items()},
+        task=data.task.name,
+        variables={
+            name: [str(value) for value in domain.values] for name, domain in domains.items() if domain.complete
+        },
+        prefix=data.prefix,
+        metrics=dict(metrics),
+        versions={"iitkit": iitkit.__version__, "torch": torch.__version__},
+    )
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes ``predictions.jsonl``: one test pair a line, with prompts, label and prediction."""
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="epoch")
+
+    def write_on_epoch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, predictions: Any, batch_indices: Any
+    ) -> None:
+        """Join the predictions with the pairs they are of."""
+        _, data = parts(trainer)
+        pairs, pool = data.pairs("test"), data.pools["test"]
+        lines = []
+        for batch in predictions:
+            for row, predicted, scores in zip(batch["rows"], batch["predicted"], batch["scores"], strict=True):
+                i = int(row)
+                answers = pairs.candidates[i]
+                line = {
+                    "base": pool.prompts[int(pairs.base[i])].text,
+                    "source": pool.prompts[int(pairs.source[i])].text,
+                    "variable": data.variables[int(pairs.variable[i])],
+                    "label": answers[pairs.label[i]],
+                    "prediction": answers[int(predicted)],
+                    "flipped": bool(pairs.flipped[i]),
+                    "log_probabilities": {a: round(float(s), 4) for a, s in zip(answers, scores, strict=False)},
+                }
+                lines.append(json.dumps(line, ensure_ascii=False))
+        rank = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
+        path = Path(trainer.default_root_dir) / f"predictions{rank}.jsonl"
+        write_text(path, "".join(f"{line}\n" for line in lines))
+        if trainer.is_global_zero:
+            print(f"predictions: {path}", flush=True)

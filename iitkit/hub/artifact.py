@@ -1,0 +1,232 @@
+"""The artifact: the released folder with config.json and interventions.safetensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from iitkit.errors import IITKitError, choices
+from iitkit.interventions import Intervention, SiteInfo
+from iitkit.models.sites import Site
+
+SCHEMA = 1
+CONFIG, WEIGHTS = "config.json", "interventions.safetensors"
+LARGEST = 64 * 2**20
+"""Bytes of the largest file that is read."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Trained interventions as they are released: nothing in them trains.
+
+    Args:
+        config: what config.json says.
+        interventions: placement name → intervention.
+    """
+
+    config: dict[str, Any]
+    interventions: dict[str, Intervention]
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """The base model: id, revision, architecture, width, layers, dtype."""
+        return dict(self.config["base"])
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What the test measured."""
+        return dict(self.config.get("metrics", {}))
+
+    def alignment(
+        self, positions: Mapping[str, int | str | Sequence[int | str] | Tensor] | None = None
+    ) -> dict[str, tuple[Site, Intervention]]:
+        """Return site and intervention of every placement, as :func:`iitkit.interchange` takes them.
+
+        Args:
+            positions: placement name → position, instead of the trained one. A trained position that names a span of
+                the task's prompt means nothing in other text, so it must be given here.
+
+        Raises:
+            IITKitError: a placement that the artifact does not have.
+        """
+        given = dict(positions or {})
+        if unknown := [name for name in given if name not in self.interventions]:
+            raise IITKitError(f"the artifact has no placement {unknown[0]!r}: it has {choices(self.interventions)}")
+        placed = {}
+        for name, intervention in self.interventions.items():
+            where = self.config["placements"][name]
+            site = {key: where[key] for key in ("layer", "component", "module", "side", "position") if key in where}
+            placed[name] = (Site(**{**site, "position": given.get(name, where["position"])}), intervention)
+        return placed
+
+    def check(self, model: nn.Module) -> None:
+        """Check that a model is of the width and the number of layers that the artifact was trained on.
+
+        Raises:
+            IITKitError: another width or number of layers.
+        """
+        config = getattr(model, "config", None)
+        for key, attribute in (("width", "hidden_size"), ("layers", "num_hidden_layers")):
+            given = getattr(config, attribute, None)
+            if given is not None and given != self.config["base"][key]:
+                raise IITKitError(
+                    f"the artifact was trained on {self.config['base']['id']} with {key} {self.config['base'][key]}, "
+                    f"the model has {given}: load that base"
+                )
+
+    def __str__(self) -> str:
+        lines = [f"artifact of {self.config['base']['id']} ({self.config.get('task') or 'no task'})"]
+        lines += [
+            f"  {name}: {where['variable']} at {_place(where)}, {where['intervention']['name']}"
+            for name, where in self.config["placements"].items()
+        ]
+        return "\n".join(lines)
+
+
+def _place(where: Mapping[str, Any]) -> str:
+    site = where["module"] if where.get("module") else f"layer {where['layer']} {where['component']}"
+    return f"{site}, position {where['position']}"
+
+
+def save(
+    folder: str | os.PathLike[str],
+    interventions: Mapping[str, Intervention],
+    placements: Mapping[str, Mapping[str, Any]],
+    base: Mapping[str, Any],
+    widths: Mapping[str, int],
+    **more: Any,
+) -> Path:
+    """Write an artifact: to a temporary folder first, which then takes the name.
+
+    Args:
+        folder: the artifact's folder; one that is there is replaced.
+        interventions: placement name → trained intervention.
+        placements: placement name → site and variable as plain values.
+        base: the base model's identity.
+        widths: placement name → size of the activation.
+        more: further plain values for config.json: task, variables, metrics, ….
+
+    Raises:
+        IITKitError: where it cannot be written.
+    """
+    target = Path(folder)
+    tensors = {
+        f"{name}.{key}": value.contiguous()
+        for name, intervention in interventions.items()
+        for key, value in intervention.released().state_dict().items()
+    }
+    weights = save_tensors(tensors, metadata={"format": "pt"})
+    config = {
+        "library": "iitkit",
+        "schema": SCHEMA,
+        "base": dict(base),
+        "placements": {
+            name: {**where, "width": widths[name], "intervention": interventions[name].spec()}
+            for name, where in placements.items()
+        },
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        **more,
+    }
+    scratch: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        (scratch / WEIGHTS).write_bytes(weights)
+        (scratch / CONFIG).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        scratch.chmod(0o755)
+        if target.exists():
+            old = scratch.with_name(scratch.name + "-old")
+            target.rename(old)
+            scratch.rename(target)
+            shutil.rmtree(old)
+        else:
+            scratch.rename(target)
+    except OSError as error:
+        raise IITKitError(f"cannot write the artifact {target}: {error.strerror or error}") from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def load(path: str | os.PathLike[str]) -> Artifact:
+    """Load trained interventions.
+
+    Args:
+        path: an artifact's folder, or a run's folder that holds one.
+
+    Raises:
+        IITKitError: a folder that holds no artifact, or one that is damaged, foreign or of a newer iitkit.
+    """
+    folder = Path(path)
+    if not (folder / CONFIG).is_file() and (folder / "artifact" / CONFIG).is_file():
+        folder = folder / "artifact"
+    for name in (CONFIG, WEIGHTS):
+        file = folder / name
+        if not file.is_file():
+            raise IITKitError(f"{folder} is no artifact: it has no {name}. Give the folder that `iitkit fit` wrote")
+        if file.stat().st_size > LARGEST:
+            raise IITKitError(f"{file} has {file.stat().st_size} bytes, more than any artifact: it is not read")
+    config = _read_config(folder / CONFIG)
+    weights = (folder / WEIGHTS).read_bytes()
+    if hashlib.sha256(weights).hexdigest() != config["sha256"]:
+        raise IITKitError(f"{folder / WEIGHTS} is not the file that config.json describes: fetch the artifact again")
+    try:
+        tensors = load_tensors(weights)
+    except SafetensorError as error:
+        raise IITKitError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+    interventions = {}
+    for name, where in config["placements"].items():
+        own = {key.removeprefix(f"{name}."): tensors.pop(key) for key in list(tensors) if key.startswith(f"{name}.")}
+        try:
+            interventions[name] = Intervention.from_spec(where["intervention"], SiteInfo(width=where["width"]), own)
+        except (IITKitError, TypeError) as error:
+            raise IITKitError(f"{folder}: placement {name!r}: {error}") from error
+    if tensors:
+        raise IITKitError(f"{folder / WEIGHTS} holds tensors of no placement: {choices(sorted(tensors))}")
+    return Artifact(config, interventions)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise IITKitError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("library") != "iitkit":
+        raise IITKitError(f"{file} is not the config of an iitkit artifact")
+    if config.get("schema") != SCHEMA:
+        raise IITKitError(
+            f"{file} has schema {config.get('schema')!r}, this iitkit reads {SCHEMA}: install a newer iitkit"
+        )
+    base, placements = config.get("base"), config.get("placements")
+    fine = (
+        isinstance(base, dict)
+        and {"id", "width", "layers"} <= set(base)
+        and isinstance(placements, dict)
+        and placements
+        and isinstance(config.get("sha256"), str)
+        and all(
+            isinstance(where, dict)
+            and {"position", "variable", "intervention"} <= set(where)
+            and isinstance(where["intervention"], dict)
+            and type(where.get("width")) is int
+            and 0 < where["width"] < 2**20
+            and ({"layer", "component"} <= set(where) or {"module", "side"} <= set(where))
+            for where in placements.values()
+        )
+    )
+    if not fine:
+        raise IITKitError(f"{file} lacks parts of an artifact's config (base, placements with sites, sha256)")
+    return config
