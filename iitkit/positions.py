@@ -84,6 +84,11 @@ def resolve(position: Position, length: int, spans: Mapping[str, Span] | None = 
             found.extend(_in_span(item, spans))
     if not found:
         raise IITKitError(f"position {position!r} names no token of a prompt of {length} tokens")
+    if len(set(found)) < len(found):
+        twice = next(index for index in found if found.count(index) > 1)
+        raise IITKitError(
+            f"position {position!r} names token {twice} twice in a prompt of {length} tokens: name it once"
+        )
     return found
 
 

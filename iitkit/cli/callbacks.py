@@ -22,7 +22,7 @@ from iitkit.interventions import Vanilla
 from iitkit.metrics import label_chance
 from iitkit.modules import InterventionModule
 
-JUDGED = 200
+JUDGED = 100
 """Prompts of each split that the data report runs the base model on."""
 
 

@@ -78,7 +78,8 @@ class CounterfactualDataModule(pl.LightningDataModule):
     Args:
         task: the causal model with its prompt.
         sizes: number of pairs in each split.
-        batch_size: pairs in a batch.
+        batch_size: pairs in a training batch.
+        eval_batch_size: pairs in a batch of validation, test and predict; 4 × batch_size unless said.
         flipped: share of pairs whose label the interchange changes; null leaves it to chance.
         prompts: most prompts in each split's pool; as many as pairs unless said, and no more than there are.
         prefix: text before every prompt, e.g. <|endoftext|> for a model that needs an attention sink.
@@ -93,6 +94,7 @@ class CounterfactualDataModule(pl.LightningDataModule):
         task: Task,
         sizes: Sizes = Sizes(),
         batch_size: int = 32,
+        eval_batch_size: int | None = None,
         flipped: float | None = 0.5,
         prompts: int | None = None,
         prefix: str = "",
@@ -105,15 +107,17 @@ class CounterfactualDataModule(pl.LightningDataModule):
         for split in SPLITS:
             if getattr(sizes, split) < (0 if split == "test_templates" else 1):
                 raise IITKitError(f"data.sizes.{split}: {getattr(sizes, split)} pairs: expected 1 or more")
-        if batch_size < 1:
-            raise IITKitError(f"data.batch_size: {batch_size}: expected 1 or more")
+        for key, rows in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if rows is not None and rows < 1:
+                raise IITKitError(f"data.{key}: {rows}: expected 1 or more")
         if flipped is not None and not 0 <= flipped <= 1:
             raise IITKitError(f"data.flipped: {flipped}: expected a share from 0 to 1, or null")
         if prompts is not None and prompts < 2:
             raise IITKitError(f"data.prompts: {prompts}: expected 2 or more")
         if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
             raise IITKitError(f"data.shares: {shares}: expected three positive shares whose sum is 1")
-        self.task, self.sizes, self.batch_size, self.flipped, self.prompts = task, sizes, batch_size, flipped, prompts
+        self.task, self.sizes, self.flipped, self.prompts = task, sizes, flipped, prompts
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or 4 * batch_size
         self.prefix, self.only_correct, self.padding, self.shares = prefix, only_correct, padding, shares
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.pools: dict[str, Pool] = {}
@@ -192,8 +196,8 @@ class CounterfactualDataModule(pl.LightningDataModule):
         answers = candidate_answers(model, chosen, [truth])
         collate = Collator(pool, self.answers, self.placements, self.pad_id, self.padding)
         right = []
-        for start in range(0, len(rows), self.batch_size):
-            part = list(range(start, min(start + self.batch_size, len(rows))))
+        for start in range(0, len(rows), self.eval_batch_size):
+            part = list(range(start, min(start + self.eval_batch_size, len(rows))))
             label = torch.tensor([answers[i].index(truth[i]) for i in part])
             right.append(judge(collate.tokens(part), collate.candidates(part, [answers[i] for i in part]), label).cpu())
         return torch.cat(right).numpy().astype(bool)
@@ -224,7 +228,8 @@ class CounterfactualDataModule(pl.LightningDataModule):
         if kind is TrainLoader:
             length -= length % world  # every process must take as many steps
         collate = Collator(self.pools[split], self.answers, self.placements, self.pad_id, self.padding)
-        return kind(lambda epoch: self.pairs(split, epoch), collate, self.batch_size, length, rank, world)
+        batch_size = self.batch_size if kind is TrainLoader else self.eval_batch_size
+        return kind(lambda epoch: self.pairs(split, epoch), collate, batch_size, length, rank, world)
 
     def train_dataloader(self) -> PairLoader:
         """Training pairs, other ones each epoch; stateful."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -96,9 +96,10 @@ class Intervention(nn.Module):
 
     def released(self) -> Intervention:
         """Return a copy as an artifact holds it: results instead of free parameters, nothing that trains."""
-        clone = copy.deepcopy(self)
-        clone.space.freeze()
-        return clone.requires_grad_(False).cpu()
+        with torch.inference_mode(False):
+            clone = copy.deepcopy(self)
+            clone.space.freeze()
+            return clone.requires_grad_(False).cpu()
 
     @staticmethod
     def from_spec(spec: dict[str, Any], site: SiteInfo, tensors: dict[str, Tensor] | None = None) -> Intervention:
@@ -128,7 +129,9 @@ class Intervention(nn.Module):
                 raise IITKitError(
                     f"{name} has no option {option!r}.{did_you_mean(option, known)} It has: {choices(known)}"
                 )
-        made = kind(site, **options)  # type: ignore[arg-type, call-arg]
+        if tensors is not None:  # what is drawn will be replaced: leave the global generator alone
+            site = replace(site, generator=torch.Generator())
+        made = kind(site, **options)  # type: ignore[arg-type]
         return made if tensors is None else made._filled(tensors)
 
     def _filled(self, tensors: dict[str, Tensor]) -> Intervention:

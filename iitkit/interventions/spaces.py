@@ -19,7 +19,8 @@ def orthonormal(free: Tensor) -> Tensor:
     wide = free.to(torch.promote_types(free.dtype, torch.float32))
     q, r = torch.linalg.qr(wide)
     signs = torch.where(r.diagonal() < 0, -1.0, 1.0).to(q.dtype)
-    return (q * signs).contiguous()
+    basis: Tensor = (q * signs).contiguous()
+    return basis
 
 
 class Chart:
@@ -92,10 +93,12 @@ class LowRankRotation(Space):
         if not 1 <= rank <= width:
             raise IITKitError(f"rank {rank}: expected 1 to the site's width {width}")
         self.width, self.rank = width, rank
-        self.free: nn.Parameter | None = nn.Parameter(torch.randn(width, rank, generator=generator))
+        # unit columns: Adam's steps then turn them as far as in the field's usual orthogonal parametrisation
+        start = nn.functional.normalize(torch.randn(width, rank, generator=generator), dim=0)
+        self.free: nn.Parameter | None = nn.Parameter(start)
         self.basis: Tensor | None
         self.register_buffer("basis", None)
-        self._kept: tuple[tuple[int, int, torch.device], Tensor] | None = None
+        self._kept: tuple[Tensor, tuple[int, int, torch.device], Tensor] | None = None
 
     def rotation(self) -> Tensor:
         """Return R, [d, r], orthonormal columns, fp32 or wider."""
@@ -105,9 +108,11 @@ class LowRankRotation(Space):
         if torch.is_grad_enabled() and self.free.requires_grad:
             return orthonormal(self.free)
         key = (self.free._version, self.free.data_ptr(), self.free.device)
-        if self._kept is None or self._kept[0] != key:
-            self._kept = (key, orthonormal(self.free.detach()))
-        return self._kept[1]
+        if self._kept is None or self._kept[1] != key:
+            with torch.inference_mode(False), torch.no_grad():  # what is kept must serve outside inference mode too
+                # holding the matrix itself keeps its address from being given to another
+                self._kept = (self.free.detach(), key, orthonormal(self.free))
+        return self._kept[2]
 
     def chart(self) -> Chart:
         """Return the linear map along R."""
@@ -122,7 +127,8 @@ class LowRankRotation(Space):
         basis = self.rotation().detach().clone() if tensors is None else tensors["basis"]
         if tuple(basis.shape) != (self.width, self.rank):
             raise IITKitError(f"basis of shape {tuple(basis.shape)}: expected {(self.width, self.rank)}")
-        off = (basis.T.double() @ basis.double() - torch.eye(self.rank, dtype=torch.float64)).abs().max().item()
+        identity = torch.eye(self.rank, dtype=torch.float64, device=basis.device)
+        off = (basis.T.double() @ basis.double() - identity).abs().max().item()
         if not off < 1e-3:
             raise IITKitError(f"basis is not orthonormal (RᵀR differs from I by {off:.2g}): the file is damaged")
         self.free = None

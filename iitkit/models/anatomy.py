@@ -8,6 +8,7 @@ attention and MLP are its children of the usual names. A family that differs get
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -78,10 +79,20 @@ def locate(model: nn.Module, site: Site, name: str = "site") -> Location:
         name: what to call the site in errors.
 
     Raises:
-        IITKitError: an unknown component, a layer out of range, a module that is not there; each names what there is.
+        IITKitError: an unknown component or side, a layer out of range, a module that is not there; each names what
+            there is. Also both a layer and a module, or neither.
     """
+    if site.module is not None and site.layer is not None:
+        raise IITKitError(
+            f"{name}: give either layer {site.layer} (with a component) or module {site.module!r}, not both"
+        )
     if site.module is not None:
         return _by_path(model, site, name)
+    if site.side != "output":
+        raise IITKitError(
+            f"{name}: side {site.side!r} belongs to a module; name the component of layer {site.layer} instead, "
+            "e.g. mlp_input"
+        )
     if site.component not in COMPONENTS:
         raise IITKitError(
             f"{name}: component {site.component!r} is unknown.{did_you_mean(site.component, COMPONENTS)} "
@@ -113,6 +124,8 @@ def _child(block: nn.Module, names: tuple[str, ...], part: str, name: str) -> nn
 
 def _by_path(model: nn.Module, site: Site, name: str) -> Location:
     assert site.module is not None
+    if site.side not in ("input", "output"):
+        raise IITKitError(f"{name}: side {site.side!r} is unknown: expected 'input' or 'output'")
     try:
         module = model.get_submodule(site.module)
     except AttributeError as error:
@@ -137,7 +150,7 @@ def _module_width(model: nn.Module, module: nn.Module, side: Side) -> int | None
 
 
 def _hidden_size(model: nn.Module) -> int | None:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     size = getattr(text, "hidden_size", None)
     return int(size) if size is not None else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,10 +32,8 @@ def visiting(visits: Sequence[tuple[Location, Visit]]) -> Iterator[None]:
 @contextmanager
 def stopping() -> Iterator[None]:
     """Swallow the :class:`Stopped` with which a visit ended the forward pass."""
-    try:
+    with suppress(Stopped):
         yield
-    except Stopped:
-        pass
 
 
 def _register(location: Location, visit: Visit) -> RemovableHandle:

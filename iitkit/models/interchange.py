@@ -41,7 +41,8 @@ def collect(model: nn.Module, inputs: Inputs, sites: Mapping[str, Site]) -> dict
 
     def reading(name: str) -> Visit:
         def visit(hidden: Tensor) -> None:
-            found[name] = _gather(hidden, columns[name])
+            # a copy: what follows may change its input in place
+            found[name] = _gather(hidden, _at(hidden, columns[name], sites[name], name)).clone()
             if len(found) == len(sites):
                 raise Stopped
 
@@ -88,55 +89,104 @@ def interchange(
     visits: list[tuple[Location, Visit]] = []
     for name, (site, intervention) in alignment.items():
         columns = _columns(site, base, name)
-        visits.append((locate(model, site, name), _editing(name, intervention, columns, features.get(name), strength)))
+        if name in features:
+            _check_all(site, base, source, name)
+        edit = _editing(name, site, intervention, columns, features.get(name), strength)
+        visits.append((locate(model, site, name), edit))
     with visiting(visits):
         return _run(model, base)
 
 
 def _editing(
-    name: str, intervention: Intervention, columns: Tensor | None, source: Tensor | None, strength: float
+    name: str,
+    site: Site,
+    intervention: Intervention,
+    columns: Tensor | None,
+    source: Tensor | None,
+    strength: float,
 ) -> Visit:
     def visit(hidden: Tensor) -> Tensor:
-        before = _gather(hidden, columns)
+        where = _at(hidden, columns, site, name)
+        before = _gather(hidden, where)
         if source is not None and source.shape != before.shape:
             raise IITKitError(
                 f"{name}: the source's activation is {tuple(source.shape)}, the base's {tuple(before.shape)}: "
                 "give as many rows and positions in both"
             )
-        edited = intervention(before, source, strength=strength)
+        edited: Tensor = intervention(before, source, strength=strength)
         if hidden.dim() == 2:
             return edited[:, 0]
-        if columns is None:
+        if where is None:
             return edited
-        rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
-        return hidden.index_put((rows, columns.to(hidden.device)), edited)
+        return hidden.index_put((_rows(hidden), where), edited)
 
     return visit
 
 
+def _rows(hidden: Tensor) -> Tensor:
+    return torch.arange(hidden.shape[0], device=hidden.device)[:, None]
+
+
+def _at(hidden: Tensor, columns: Tensor | None, site: Site, name: str) -> Tensor | None:
+    """Columns of a site in its activation, [batch, k]; None for all of them.
+
+    Where the inputs are no token ids, positions are counted in the activation. One without a sequence, [batch, width],
+    has one position.
+    """
+    rows = hidden.shape[0] if columns is None else columns.shape[0]
+    if hidden.dim() not in (2, 3) or hidden.shape[0] != rows:
+        raise IITKitError(
+            f"{name}: the activation at {site} is {tuple(hidden.shape)}: "
+            f"expected [batch, sequence, width] or [batch, width] with a batch of {rows}"
+        )
+    if columns is not None:
+        return columns.to(hidden.device)
+    if isinstance(site.position, Tensor) or site.position == "all":
+        return None
+    try:
+        found = resolve(site.position, hidden.shape[1] if hidden.dim() == 3 else 1)
+    except IITKitError as error:
+        raise IITKitError(f"{name}: {error}") from error
+    return torch.tensor(found, device=hidden.device).expand(rows, -1)
+
+
 def _gather(hidden: Tensor, columns: Tensor | None) -> Tensor:
-    if hidden.dim() == 2:  # a plain module without a sequence: one position
-        return hidden[:, None]
+    if hidden.dim() == 2:
+        columns = None
+        hidden = hidden.unsqueeze(1)
     if columns is None:
         return hidden
-    rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
-    return hidden[rows, columns.to(hidden.device)]
+    found: Tensor = hidden[_rows(hidden), columns]
+    return found
+
+
+def _mask(inputs: Inputs) -> Tensor | None:
+    """1 at real tokens, [batch, sequence]; None where the inputs are no token ids."""
+    if not isinstance(inputs, Mapping) or "input_ids" not in inputs:
+        return None
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    return torch.ones_like(ids) if mask is None else mask
+
+
+def _check_all(site: Site, base: Inputs, source: Inputs | None, name: str) -> None:
+    """Check that ``all`` pairs each token of the base with one of the source."""
+    if source is None or isinstance(site.position, Tensor) or site.position != "all":
+        return
+    ours, theirs = _mask(base), _mask(source)
+    if ours is not None and theirs is not None and not torch.equal(ours.bool(), theirs.to(ours.device).bool()):
+        raise IITKitError(
+            f"{name}: position 'all' needs prompts of equal lengths in base and source, padded alike: "
+            "their attention masks differ"
+        )
 
 
 def _columns(site: Site, inputs: Inputs, name: str) -> Tensor | None:
-    """Columns of a site's positions, [batch, k]; None for all, or where there is no sequence."""
+    """Columns of a site's positions among the tokens, [batch, k]; None for all, or where the inputs are no tokens."""
+    mask = _mask(inputs)
     if isinstance(site.position, Tensor):
-        if site.position.dim() != 2 or site.position.is_floating_point():
-            raise IITKitError(
-                f"{name}: position of shape {tuple(site.position.shape)} ({site.position.dtype}): "
-                "expected integers of shape [batch, k]"
-            )
-        return site.position
-    ids = inputs["input_ids"] if isinstance(inputs, Mapping) and "input_ids" in inputs else None
-    if ids is None or site.position == "all":
+        return _checked(site.position, mask, name)
+    if mask is None or site.position == "all":
         return None
-    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    mask = torch.ones_like(ids) if mask is None else mask
     rows = []
     for row in mask:
         real = row.nonzero()[:, 0]
@@ -149,13 +199,36 @@ def _columns(site: Site, inputs: Inputs, name: str) -> Tensor | None:
     return torch.stack(rows)
 
 
+def _checked(position: Tensor, mask: Tensor | None, name: str) -> Tensor:
+    wrong = position.is_floating_point() or position.is_complex() or position.dtype == torch.bool
+    if position.dim() != 2 or wrong or (mask is not None and position.shape[0] != mask.shape[0]):
+        rows = "batch" if mask is None else f"batch = {mask.shape[0]}"
+        raise IITKitError(
+            f"{name}: position of shape {tuple(position.shape)} ({position.dtype}): "
+            f"expected integers of shape [{rows}, k]"
+        )
+    if position.numel() and int(position.min()) < 0:
+        raise IITKitError(
+            f"{name}: a tensor of positions names columns of the input, from 0: {int(position.min())} is none"
+        )
+    if mask is not None:
+        inside = position < mask.shape[1]
+        real = mask.to(position.device).gather(1, position.long().clamp(max=mask.shape[1] - 1)).bool() & inside
+        if not real.all():
+            row, k = (~real).nonzero()[0].tolist()
+            raise IITKitError(f"{name}: column {int(position[row, k])} of row {row} is padding or outside the input")
+    return position
+
+
 def _run(model: nn.Module, inputs: Inputs) -> Any:
     if not isinstance(inputs, Mapping):
         return model(inputs)
     arguments = dict(inputs)
     mask = arguments.get("attention_mask")
     # transformers leaves position ids at 0, 1, … under left padding; without it they are the model's own
-    if isinstance(mask, Tensor) and mask.dim() == 2 and "position_ids" not in arguments and not bool(mask[:, 0].all()):
-        if "position_ids" in inspect.signature(model.forward).parameters:
-            arguments["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+    padded = isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask[:, 0].all())
+    takes = "position_ids" in inspect.signature(model.forward).parameters
+    if padded and takes and "position_ids" not in arguments:
+        assert isinstance(mask, Tensor)
+        arguments["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
     return model(**arguments)

@@ -24,7 +24,7 @@ from transformers.cache_utils import DynamicLayer
 
 from iitkit.batch import Batch, Tokens
 from iitkit.errors import IITKitError
-from iitkit.interventions import Intervention
+from iitkit.interventions import Intervention, Vanilla
 from iitkit.models.anatomy import Location, blocks
 from iitkit.models.editing import Visit, stopping, visiting
 from iitkit.models.runs import PlainRunner, Prepared, Runner, Selection, call, editing, head_at, select
@@ -33,6 +33,9 @@ log = logging.getLogger("iitkit")
 
 MEMORY_SHARE = 0.25
 """Share of the free memory that the store may take."""
+
+TRIALS = 8
+"""Batches after which the comparison with the plain run ends even if none of them could tell."""
 
 
 def make_runner(model: nn.Module, locations: Sequence[Location], replay: str) -> Runner:
@@ -51,7 +54,7 @@ def make_runner(model: nn.Module, locations: Sequence[Location], replay: str) ->
         reason = "an encoder-decoder"
     elif any(location.block is None for location in locations):
         reason = "a site outside the blocks"
-    elif getattr(model, "is_gradient_checkpointing", False):
+    elif any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         reason = "gradient checkpointing"
     else:
         return Replay(plain)
@@ -61,7 +64,7 @@ def make_runner(model: nn.Module, locations: Sequence[Location], replay: str) ->
 
 @dataclass
 class _Store:
-    """Activations of prompts, one slot each; the prefix stands at the right end of its columns, the rest at the left."""
+    """Activations of prompts, one slot each; a prefix stands at the right end of its columns, the rest at the left."""
 
     slot_of: Tensor = field(default_factory=lambda: torch.full((0,), -1))  # prompt number → slot
     used: int = 0
@@ -126,12 +129,15 @@ class Replay:
         self.outputs: int | None = None  # length of the tuple that blocks return; None for a bare tensor
         self.limit: float | None = None
         self.reason: str | None = None
-        self.checked = False
+        self.checked, self.trials = False, 0
 
     def prepare(self, batch: Batch) -> Prepared:
         """Find (or compute and keep) what the batch needs; falls back to the plain run where replay does not hold."""
-        if self.reason is None and batch.base.prompts is not None and batch.candidates.shape[2] == 1:
-            self._ensure(batch)
+        numbered = all(tokens.prompts is not None for tokens in (batch.base, *batch.sources))
+        # of a second source the batch does not say where the placements of the first would be in it
+        if self.reason is None and numbered and len(batch.sources) == 1 and batch.candidates.shape[2] == 1:
+            with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training steps too
+                self._ensure(batch)
             if self.reason is None:
                 prepared = ReplayPrepared.of(self, batch)
                 if self.checked or self._holds(batch, prepared):
@@ -144,24 +150,34 @@ class Replay:
 
     @torch.no_grad()
     def _holds(self, batch: Batch, prepared: ReplayPrepared) -> bool:
-        """Compare with the plain run on the first batch."""
-        none = batch.labels[:, :0]
-        plain = self.plain.prepare(batch).logits(None, none)
-        off = float((prepared.logits(None, none) - plain).abs().max() / plain.abs().max())
-        self.checked = off <= (1e-4 if plain.dtype in (torch.float32, torch.float64) else 5e-2)
-        if not self.checked:
-            self._off(f"logits differ from the plain run by {off:.1g} of the largest")
-        return self.checked
+        """Compare with the plain run, unedited and with the sources' activations swapped in, on the first batches.
 
-    @torch.no_grad()
+        The unedited run alone would not tell attention that looks ahead: what is kept of the earlier tokens then holds
+        for the base, and not for an edited run. Nor would a swap that changes nothing, or sites with no token before.
+        """
+        none = batch.labels[:, :0]
+        swaps = [Vanilla() for _ in self.locations]
+        reference = self.plain.prepare(batch)
+        plain, swapped = reference.logits(None, none), reference.logits(swaps, none)
+        largest = plain.abs().max()
+        off = torch.stack([prepared.logits(None, none) - plain, prepared.logits(swaps, none) - swapped]).abs().max()
+        tolerance = 1e-4 if plain.dtype in (torch.float32, torch.float64) else 5e-2
+        if not off <= tolerance * largest:
+            self._off(f"logits differ from the plain run by {float(off / largest):.1g} of the largest")
+            return False
+        self.trials += 1
+        told = bool((swapped - plain).abs().max() > tolerance * largest) and prepared.past.shape[4] > 0
+        self.checked = told or self.trials == TRIALS
+        return True
+
     def _ensure(self, batch: Batch) -> None:
         for tokens, positions in ((batch.base, batch.base_positions), *((s, None) for s in batch.sources)):
             assert tokens.prompts is not None
             if positions is None:
                 positions = batch.source_positions
-            missing = self.store.missing(tokens.prompts.cpu())
+            numbers = tokens.prompts.cpu()
+            missing = self.store.missing(numbers)
             if missing.any():
-                numbers = tokens.prompts.cpu()
                 firsts: dict[int, int] = {}
                 for row in missing.nonzero()[:, 0].tolist():
                     firsts.setdefault(int(numbers[row]), row)
@@ -198,7 +214,11 @@ class Replay:
         past = [
             torch.stack([layer.keys[n, :, columns], layer.values[n, :, columns]], 1).transpose(2, 3)
             for layer in cache.layers[self.first :]
+            if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
         ]
+        if len(past) != len(self.blocks) - self.first:
+            self._off("not every layer keeps keys and values")
+            return
         ahead = self.columns(starts + before, int(after.max()), left=False).clamp(max=tokens.ids.shape[1] - 1)
         reference = next(iter(features.values()))
         hidden = entering[0][n, ahead] if entering else reference.new_zeros(len(tokens), 1, 1)
@@ -342,7 +362,7 @@ class ReplayPrepared:
         cache = DynamicCache()
         stub = self.past.new_zeros(1, 1, 1, 1).expand(len(self.tokens), 1, length, 1)
         for i in range(len(self.replay.blocks)):
-            layer = DynamicLayer()
+            layer = DynamicLayer()  # type: ignore[no-untyped-call]
             above = i - self.replay.first
             keys, values = self.past[:, above].unbind(1) if above >= 0 else (stub, stub)
             layer.keys, layer.values, layer.is_initialized = keys, values, True

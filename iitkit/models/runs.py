@@ -125,6 +125,10 @@ def editing(selection: Selection, intervention: Intervention, features: Tensor) 
 class Prepared(Protocol):
     """A batch whose source activations are known; runs the base under any interventions at the same sites."""
 
+    @property
+    def features(self) -> Sequence[Tensor]:
+        """The source activations of each placement, [M, width]."""
+
     def logits(self, interventions: Sequence[Intervention] | None, continuation: Tensor, copies: int = 1) -> Tensor:
         """Return the logits that predict what follows the prompt.
 
