@@ -119,6 +119,8 @@ def test_a_position_without_a_token() -> None:
 
 
 def test_free_text_has_no_spans() -> None:
-    assert resolve(["last", 1, "f1+l1"], 4) == [3, 1, 0, 3]
+    assert resolve(["last", 1, "f1+l0"], 4) == [3, 1, 0]
+    with pytest.raises(IITKitError, match=r"names token 3 twice in a prompt of 4 tokens: name it once"):
+        resolve(["last", 1, "f1+l1"], 4)  # an edit would be written once, its gradient counted twice
     with pytest.raises(IITKitError, match=r"'name' names a span, and this text has none: give an integer"):
         resolve("name", 4)

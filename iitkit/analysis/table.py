@@ -33,14 +33,14 @@ def with_intervals(metrics: Mapping[str, float]) -> dict[str, float | list[float
 
 
 def format_table(metrics: Mapping[str, float], rows: Sequence[tuple[str, str]]) -> str:
-    """Return the table that a test prints.
+    """Return the table that a test prints: IIA over the candidates, and agreement of the vocabulary's top-1.
 
     Args:
         metrics: flat metrics.
         rows: pairs of a label and the metrics' group, e.g. ``("trained, test", "test")``; a group that was not
             measured is left out.
     """
-    lines = [f"{'':<33}{'all':>26}{'flipped':>26}{'kept':>26}"]
+    lines = [f"{'':<33}{'all':>26}{'flipped':>26}{'kept':>26}{'top-1':>8}"]
     for label, group in rows:
         if f"{group}/iia" not in metrics:
             continue
@@ -53,5 +53,7 @@ def format_table(metrics: Mapping[str, float], rows: Sequence[tuple[str, str]]) 
                 continue
             low, high = wilson(value * n, n)
             cells.append(f"{value:.3f} [{low:.3f}, {high:.3f}] {round(n)}")
-        lines.append(f"{label:<33}" + "".join(f"{cell:>26}" for cell in cells))
+        top = metrics.get(f"{group}/top1")
+        last = "–" if top is None else f"{top:.3f}"
+        lines.append(f"{label:<33}" + "".join(f"{cell:>26}" for cell in cells) + f"{last:>8}")
     return "\n".join(lines)

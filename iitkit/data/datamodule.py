@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import lightning.pytorch as pl
@@ -16,7 +16,7 @@ from iitkit.batch import Tokens
 from iitkit.causal import sample_inputs
 from iitkit.causal.sampling import take
 from iitkit.data.loader import Collator, Padding, PairLoader, TrainLoader
-from iitkit.data.pool import Pairs, Pool, candidate_answers, make_pairs, make_pool
+from iitkit.data.pool import Pairs, Pool, candidate_answers, make_pairs, make_pool, new_numbers
 from iitkit.data.tokens import Answers
 from iitkit.errors import IITKitError
 from iitkit.positions import Position, check_spans
@@ -160,17 +160,17 @@ class CounterfactualDataModule(pl.LightningDataModule):
         self.tokenizer, self.answers = tokenizer, Answers(tokenizer)
         self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
         words = self.task.split(self._generator("words"), self.shares)
-        self.pools, first = {}, 0
+        self.pools = {}
         for split in self.splits:
             templates = self.task.templates(held_out=split == "test_templates")
             among = words["test" if split == "test_templates" else split]
             n = max(2, min(self.prompts or getattr(self.sizes, split), getattr(self.sizes, split)))
             drawn, used = sample_inputs(model, n, self._generator("prompts", split), templates, among)
-            pool = make_pool(model, drawn, used, tokenizer, positions, self.prefix, first)
+            pool = make_pool(model, drawn, used, tokenizer, positions, self.prefix)
             if self.only_correct:
                 pool = self._filtered(pool, split, subject.judge)
+            pool = replace(pool, first=new_numbers(len(pool)))
             self.pools[split] = pool
-            first += len(pool)
             pairs = self.pairs(split, 0)
             for base, candidates in zip(pairs.base.tolist(), pairs.candidates, strict=True):
                 self.answers.candidates(pool.prompts[base], candidates)

@@ -15,6 +15,15 @@ from iitkit.data.tokens import Prompt, find_positions, tokenise
 from iitkit.errors import IITKitError
 from iitkit.positions import Position
 
+_numbered = 0
+
+
+def new_numbers(n: int) -> int:
+    """Return the first of ``n`` prompt numbers that no other pool of this process has."""
+    global _numbered
+    _numbered += n
+    return _numbered - n
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -26,7 +35,7 @@ class Pool:
         texts: the rendered prompts.
         prompts: the tokenised prompts.
         positions: for each placement, each prompt's tokens at its site.
-        first: number of the first prompt among all splits' prompts; replay keeps activations under it.
+        first: number of the first prompt; replay keeps activations under these numbers, so no two pools share one.
     """
 
     setting: Setting
@@ -34,7 +43,7 @@ class Pool:
     texts: list[Text]
     prompts: list[Prompt]
     positions: list[list[list[int]]]
-    first: int
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -59,7 +68,7 @@ def make_pool(
     tokenizer: Any,
     positions: Mapping[str, Position],
     prefix: str,
-    first: int,
+    first: int = 0,
 ) -> Pool:
     """Render and tokenise a split's prompts and find every placement's tokens in each."""
     texts = model.render(setting, templates)

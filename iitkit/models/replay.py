@@ -136,6 +136,8 @@ class Replay:
         numbered = all(tokens.prompts is not None for tokens in (batch.base, *batch.sources))
         # of a second source the batch does not say where the placements of the first would be in it
         if self.reason is None and numbered and len(batch.sources) == 1 and batch.candidates.shape[2] == 1:
+            if self.store.hidden is not None and self.store.hidden.device != batch.base.ids.device:
+                self.store = _Store()  # the network has moved
             with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training steps too
                 self._ensure(batch)
             if self.reason is None:

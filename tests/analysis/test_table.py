@@ -56,17 +56,17 @@ def test_intervals_by_hand() -> None:
 def test_table_by_hand() -> None:
     rows = [("trained, test", "test"), ("trained, train", "train"), ("random, templates", "random/test_templates")]
     header, *lines = format_table(METRICS, rows).splitlines()
-    assert header.split() == ["all", "flipped", "kept"]
+    assert header.split() == ["all", "flipped", "kept", "top-1"]
     assert [" ".join(line.split()) for line in lines] == [
-        "trained, test 0.750 [0.531, 0.888] 20 0.500 [0.237, 0.763] 10 1.000 [0.722, 1.000] 10",
-        "random, templates 0.000 [0.000, 0.278] 10 0.000 [0.000, 0.278] 10 –",
+        "trained, test 0.750 [0.531, 0.888] 20 0.500 [0.237, 0.763] 10 1.000 [0.722, 1.000] 10 0.250",
+        "random, templates 0.000 [0.000, 0.278] 10 0.000 [0.000, 0.278] 10 – –",
     ]  # what was not measured (train) has no line
 
 
 def test_columns_line_up() -> None:
     rows = [("trained, test", "test"), ("random, templates", "random/test_templates")]
     header, *lines = format_table(METRICS, rows).splitlines()
-    ends = [header.index(word) + len(word) for word in ("all", "flipped", "kept")]
+    ends = [header.index(word) + len(word) for word in ("all", "flipped", "kept", "top-1")]
     assert {len(header), *(len(line) for line in lines)} == {ends[-1]}
     for end in ends[:-1]:
         assert all(line[end] == " " and line[end - 1] != " " for line in lines)

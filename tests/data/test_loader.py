@@ -56,7 +56,7 @@ def test_pad(side: Padding) -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_batch_says_what_the_pairs_say(side: Padding) -> None:
-    positions: dict[str, Position] = {"a": "word", "b": ["other.first", "last"], "c": "f1+l1"}
+    positions: dict[str, Position] = {"a": "word", "b": ["other.first", 0], "c": "f1+l1"}
     pool, pairs, collate = made(positions, [0, 1, 1], side)
     tokenizer, rows = tiny_tokenizer(), [5, 0, 17, 33]
     batch = collate(pairs, rows)
@@ -76,11 +76,11 @@ def test_a_batch_says_what_the_pairs_say(side: Padding) -> None:
             ids, text = tokens.ids[b].tolist(), pool.texts[prompt]
             slots = {name: text.text[start:stop] for name, (start, stop) in text.spans.items()}
             columns = positions_[b].tolist()
-            # the last piece of the word, the first of the other, the first and the last token of the prompt
+            # the last piece of the word, the first of the other, the first (twice) and the last token of the prompt
             assert slots["word"].endswith(str(tokenizer.decode([ids[columns[0][0]]])).strip())
             assert slots["other"].startswith(str(tokenizer.decode([ids[columns[1][0]]])).strip())
             assert [ids[columns[1][1]], ids[columns[2][0]], ids[columns[2][1]]] == [
-                row_tokens(tokens, b)[-1],
+                row_tokens(tokens, b)[0],
                 row_tokens(tokens, b)[0],
                 row_tokens(tokens, b)[-1],
             ]
