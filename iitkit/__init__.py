@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from iitkit.causal import CausalModel
-    from iitkit.data import CounterfactualDataModule
+    from iitkit.data import CounterfactualDataModule, Sizes
     from iitkit.errors import IITKitError
     from iitkit.hub import Artifact, load
     from iitkit.interventions import Intervention, LowRankSubspace, SiteInfo, Vanilla
@@ -34,6 +34,7 @@ _HOMES = {
     "Placement": "iitkit.models.sites",
     "Site": "iitkit.models.sites",
     "SiteInfo": "iitkit.interventions",
+    "Sizes": "iitkit.data",
     "Task": "iitkit.tasks",
     "Vanilla": "iitkit.interventions",
     "collect": "iitkit.models.interchange",
@@ -53,6 +54,7 @@ __all__ = [
     "Placement",
     "Site",
     "SiteInfo",
+    "Sizes",
     "Task",
     "Vanilla",
     "collect",
