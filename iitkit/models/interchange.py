@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from iitkit.interventions import Intervention
 from iitkit.models.anatomy import Location, locate
 from iitkit.models.editing import Stopped, Visit, stopping, visiting
 from iitkit.models.sites import Site
-from iitkit.positions import resolve
+from iitkit.positions import Position, resolve
 
 Inputs = Mapping[str, Any] | Tensor
 """What a tokenizer returns (a mapping of tensors, padded on either side), or a tensor for a plain module."""
@@ -63,6 +64,7 @@ def interchange(
     alignment: Mapping[str, tuple[Site, Intervention]],
     *,
     strength: float = 1.0,
+    source_positions: Mapping[str, Position | Tensor] | None = None,
 ) -> Any:
     """Run the base with activations edited by interventions that take the source's.
 
@@ -72,6 +74,7 @@ def interchange(
         source: the inputs that activations are taken from; None if no intervention needs one.
         alignment: name → (site, intervention). Several at one site apply in the order given.
         strength: ``h + strength · (edit(h) − h)``; 0 installs nothing.
+        source_positions: name → position in the source, where that is another than the site's position in the base.
 
     Returns:
         What the model itself returns for ``base``.
@@ -81,15 +84,23 @@ def interchange(
     """
     if strength == 0 or not alignment:
         return _run(model, base)
-    sites = {name: site for name, (site, _) in alignment.items()}
-    needing = {name: sites[name] for name, (_, intervention) in alignment.items() if intervention.needs_source}
+    elsewhere = dict(source_positions or {})
+    if unknown := [name for name in elsewhere if name not in alignment]:
+        raise IITKitError(
+            f"source_positions names {unknown[0]!r}, which the alignment does not place: it has {choices(alignment)}"
+        )
+    needing = {
+        name: replace(site, position=elsewhere.get(name, site.position))
+        for name, (site, intervention) in alignment.items()
+        if intervention.needs_source
+    }
     if needing and source is None:
         raise IITKitError(f"{choices(needing)}: the intervention takes activations from a source: give one")
     features = collect(model, source, needing) if source is not None else {}
     visits: list[tuple[Location, Visit]] = []
     for name, (site, intervention) in alignment.items():
         columns = _columns(site, base, name)
-        if name in features:
+        if name in features and name not in elsewhere:
             _check_all(site, base, source, name)
         edit = _editing(name, site, intervention, columns, features.get(name), strength)
         visits.append((locate(model, site, name), edit))

@@ -287,6 +287,21 @@ def test_positions_of_one_call_do_not_leak_into_the_next() -> None:
     check_rows(found.logits, base["attention_mask"], expected, 1e-10)
 
 
+def test_a_source_may_have_its_site_elsewhere() -> None:
+    model = model_of("gpt2", torch.float64)
+    module = module_of(model, "gpt2", 1, "block_output")
+    base, source = inputs(BASES, "left"), inputs(SOURCES, "right")
+    alignment = {"x": (Site(1, position=0), Vanilla())}
+    found = interchange(model, base, source, alignment, source_positions={"x": -1})
+    expected = [
+        logits_of(model, row, [(module, [0], swap(activation(model, other, module)[-1], None))])
+        for row, other in zip(BASES, SOURCES, strict=True)
+    ]
+    check_rows(found.logits, base["attention_mask"], expected, 1e-10)
+    with pytest.raises(IITKitError, match=r"source_positions names 'y', which the alignment does not place: it has x"):
+        interchange(model, base, source, alignment, source_positions={"y": -1})
+
+
 def test_all_positions_are_swapped() -> None:
     model = model_of("gpt2")
     sources = prompts([len(row) for row in BASES], seed=8)
