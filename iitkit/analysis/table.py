@@ -24,7 +24,7 @@ def with_intervals(metrics: Mapping[str, float]) -> dict[str, float | list[float
         if name.startswith("n") and name in {count for _, count in RATES}:
             full[key] = round(value)
             continue
-        full[key] = None if value != value else value
+        full[key] = None if value != value else round(value, 6)  # rates were logged in fp32
         for rate, count in RATES:
             if name == rate:
                 n = metrics[f"{group}/{count}"]

@@ -202,7 +202,7 @@ def load(path: str | os.PathLike[str]) -> Artifact:
 def _read_config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise IITKitError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(config, dict) or config.get("library") != "iitkit":
         raise IITKitError(f"{file} is not the config of an iitkit artifact")

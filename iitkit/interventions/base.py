@@ -94,6 +94,12 @@ class Intervention(nn.Module):
         parameters = list(inspect.signature(type(self).__init__).parameters)[1:]
         return {"name": type(self).__name__, **{name: getattr(self, name) for name in parameters if name != "site"}}
 
+    @property
+    def title(self) -> str:
+        """Name and options on one line, e.g. ``LowRankSubspace(rank=1)``."""
+        options = {key: value for key, value in self.spec().items() if key != "name"}
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
+
     def released(self) -> Intervention:
         """Return a copy as an artifact holds it: results instead of free parameters, nothing that trains."""
         with torch.inference_mode(False):

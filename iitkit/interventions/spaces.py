@@ -19,7 +19,8 @@ def orthonormal(free: Tensor) -> Tensor:
     wide = free.to(torch.promote_types(free.dtype, torch.float32))
     q, r = torch.linalg.qr(wide)
     signs = torch.where(r.diagonal() < 0, -1.0, 1.0).to(q.dtype)
-    basis: Tensor = (q * signs).contiguous()
+    # a copy also where one column makes q contiguous by name: its strides, and so the sums' order, are as when loaded
+    basis: Tensor = (q * signs).clone(memory_format=torch.contiguous_format)
     return basis
 
 
