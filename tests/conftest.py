@@ -20,6 +20,12 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def shallow_gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A local folder with a tiny random GPT-2 of 4 layers, for runs that need no depth."""
+    return str(save_tiny(tmp_path_factory.mktemp("base") / "shallow-gpt2", "gpt2"))
+
+
+@pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A local folder with a tiny random LLaMA of 24 layers."""
     return str(save_tiny(tmp_path_factory.mktemp("base") / "tiny-llama", "llama", layers=24))

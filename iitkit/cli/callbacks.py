@@ -82,8 +82,17 @@ class Interrupted(Callback):
         """Save, unless the run stopped within a step."""
         if trainer.state.fn != "fit" or trainer.fast_dev_run or self.within or not trainer.global_step:  # type: ignore[attr-defined]
             return
+        progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+        if trainer.validating:  # its counts are of no use without what it counted: the resumed run begins it anew
+            progress.reset()
+            progress.is_last_batch = False
+            progress.total.ready = progress.total.started = 1  # type: ignore[attr-defined]
         path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-        trainer.save_checkpoint(path)
+        try:
+            trainer.save_checkpoint(path)
+        except OSError as error:  # what stopped the run is the news
+            print(f"{path} could not be written: {error.strerror or error}", flush=True)
+            return
         if trainer.is_global_zero:
             print(f"stopped after step {trainer.global_step}; resume with --ckpt_path {path}", flush=True)
 
@@ -134,7 +143,8 @@ class Report(Callback):
         write_text(root / "metrics.json", json.dumps(full, indent=2, sort_keys=True, allow_nan=False) + "\n")
         print(f"metrics: {root / 'metrics.json'}", flush=True)
         if self.release:
-            print(f"artifact: {release(root / 'artifact', module, data, full)}", flush=True)
+            short = {key: value for key, value in full.items() if not key.endswith("_ci95")}  # rates and counts say it
+            print(f"artifact: {release(root / 'artifact', module, data, short)}", flush=True)
 
     @staticmethod
     def table(metrics: Mapping[str, float], module: InterventionModule, data: CounterfactualDataModule) -> str:
@@ -150,7 +160,7 @@ class Report(Callback):
         ]
         sites = "; ".join(
             f"{name} = {placement.variable} at {module.locations[name].label}, position {placement.position}: "
-            f"{module.interventions[name].spec()}"  # type: ignore[operator]
+            f"{module.interventions[name].title}"
             for name, placement in module.alignment.items()
         )
         accuracy = ", ".join(

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
-from iitkit.data import CounterfactualDataModule
+from iitkit.data import CounterfactualDataModule, Sizes
 from iitkit.errors import choices, did_you_mean
 from iitkit.interventions import Intervention
 from iitkit.modules import InterventionModule
@@ -32,12 +32,23 @@ _KNOWN_CLASSES: dict[str, type] = {
 }
 """Key → the class whose subclasses may be named there."""
 
+_KEYS = ["ckpt_path", "data", "model", "seed_everything", "trainer"]
+"""What a config may hold at its top."""
+
+_GROUPS: dict[str, Any] = {"trainer": Trainer, "sizes": Sizes}
+"""Key → what takes the keys below it."""
+
 _OF_NO_CONFIG = {"help", "config", "print_config", "print_shtab"}
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _NESTED = re.compile(r"NestedArg\(key='([^']+)'")
 _OWNER = re.compile(r"Problem with given class_path '([^']+)'")
 _TYPES = re.compile(r"Expected an? (<class '[^']+'>|typing\.\S+\[.*?\])")
+_SHAPE = re.compile(r"Expected (a tuple with \d+ elements)\. Got value: (.*)")
+_GIVEN = re.compile(
+    r"Option '([^']+)'|Group '\w+' does not accept option '([^']+)'|Expected a dot import path string: (.*)"
+    r"|Got value: (.*?)\. Got value|(?:Got|Given) value: (.*)"
+)
 _VALUE = re.compile(r"(?:Got value|Given value): (.*)")
 
 
@@ -65,7 +76,7 @@ class Parser(LightningArgumentParser):
         given, _, rest = found[1].partition(".")
         options = sorted({action.dest.split(".")[0] for action in self._actions} - _OF_NO_CONFIG)
         if "subcommand" in options:  # the outermost parser: a config holds the keys of a command
-            options = ["ckpt_path", "data", "model", "seed_everything", "trainer"]
+            options = _KEYS
         while given in options and rest:  # a group such as trainer: the unknown key is below it
             prefix = f"{given}."
             below = {a.dest.removeprefix(prefix).split(".")[0] for a in self._actions if a.dest.startswith(prefix)}
@@ -109,7 +120,30 @@ def _where(lines: list[str]) -> list[str]:
             break
     if nested is not None and keys:
         keys = [keys[0], *nested.removeprefix("init_args.").split(".")]
-    return [part for key in keys for part in key.split(".") if part != "init_args"]
+    where = [part for key in keys for part in key.split(".") if part != "init_args"]
+    if nested is None and where[:2] == ["model", "alignment"] and (name := _placement(lines)):
+        where.insert(2, name)
+    return where
+
+
+def _placement(lines: list[str]) -> str | None:
+    """The placement that the complaint is about: jsonargparse does not say which value of a dict it means."""
+    given = next((found for line in lines if (found := _GIVEN.search(line))), None)
+    _, _, alignment = lines[-1].partition("'alignment': {")
+    about = next(filter(None, given.groups()), None) if given else None
+    depth, entry = 0, ""
+    for char in alignment:
+        depth += (char in "{[(") - (char in "}])")
+        if (depth == 0 and char == ",") or depth < 0:
+            name, _, plain = entry.partition(":")
+            if about and about in plain:
+                return name.strip(" '")
+            entry = ""
+        else:
+            entry += char
+        if depth < 0:
+            break
+    return None
 
 
 def _owner(lines: list[str]) -> str:
@@ -120,8 +154,10 @@ def _owner(lines: list[str]) -> str:
 def _option(lines: list[str], where: list[str]) -> str | None:
     for line in lines:
         if found := re.match(r"Group '(\w+)' does not accept option '([^']+)'", line):
-            known = list(inspect.signature(Trainer.__init__).parameters)[1:] if found[1] == "trainer" else []
-            return f"{found[1]}: no key {found[2]!r}.{did_you_mean(found[2], known)}"
+            return _unknown([*where, found[1]] if where[-1:] != [found[1]] else where, found[2])
+        if found := re.match(r"Subcommand '\w+' does not accept option '([^']+)'", line):
+            head, *rest = found[1].split(".")
+            return _unknown([head], rest[0]) if rest and head in _GROUPS else _unknown([], head)
     for i, line in enumerate(lines):
         if found := re.match(r"Option '([^']+)' (is unknown\.|has no key)(.*)", line):
             key, owner = found[1], _owner(lines[:i])
@@ -131,9 +167,18 @@ def _option(lines: list[str], where: list[str]) -> str | None:
             if where and where[-1] == key.split(".")[-1]:
                 where = where[:-1]
             place = ".".join(where)
-            who = f"{owner or place or 'the config'} has no key {key!r}" if found[2] == "is unknown." else line
-            return f"{place}: {who}.{found[3]}" if place else f"{who}.{found[3]}"
+            who = f"{owner} has no key {key!r}" if owner else f"no key {key!r}"
+            if found[2] != "is unknown.":
+                who = line
+            return f"{place}: {who}.{found[3]}" if place else f"the config has no key {key!r}.{found[3]}"
     return None
+
+
+def _unknown(where: list[str], key: str) -> str:
+    """What to say of a key below a group, or at the top."""
+    known = list(inspect.signature(_GROUPS[where[-1]].__init__).parameters)[1:] if where else _KEYS
+    start = f"{'.'.join(where)}: no key" if where else "the config has no key"
+    return f"{start} {key!r}.{did_you_mean(key, known) or f' It has: {choices(known, 8)}'}"
 
 
 def _import(lines: list[str], where: list[str]) -> str | None:
@@ -150,11 +195,12 @@ def _import(lines: list[str], where: list[str]) -> str | None:
 def _class(lines: list[str], where: list[str]) -> str | None:
     for line in lines:
         if found := re.match(r"Expected a dot import path string: (.*)", line):
-            base = _KNOWN_CLASSES.get(".".join(where)) or (_KNOWN_CLASSES.get(where[-1]) if where else None)
-            names = sorted({kind.__name__ for kind in _subclasses(base)}) if base else []
-            hint = did_you_mean(found[1], names)
-            listed = f" Known: {choices(names)}" if names else ""
-            return f"{'.'.join(where)}: no class {found[1]!r}.{hint}{listed}"
+            keys = [key for key in where if key != "class_path"]
+            base = _KNOWN_CLASSES.get(".".join(keys)) or (_KNOWN_CLASSES.get(keys[-1]) if keys else None)
+            if base is None:  # a value that might also have been an object, as Adam's lr might be a tensor
+                return None
+            names = sorted({kind.__name__ for kind in _subclasses(base)})
+            return f"{'.'.join(keys)}: no class {found[1]!r}.{did_you_mean(found[1], names)} Known: {choices(names)}"
     return None
 
 
@@ -172,7 +218,9 @@ def _required(lines: list[str], where: list[str]) -> str | None:
             key = found[1].replace("init_args.", "")
             return f"{'.'.join([*where, key])} is missing: {_owner(lines) or 'the command'} needs it"
         if found := re.search(r"the following arguments are required: (.*)", line):
-            return f"missing: {found[1]}"
+            names = [name.rpartition(".")[2] for name in found[1].split(", ")]
+            missing = choices(".".join([*where, name]) for name in names)
+            return f"{missing} {'is' if len(names) == 1 else 'are'} missing: {_owner(lines) or 'the command'} needs it"
     return None
 
 
@@ -180,10 +228,16 @@ def _syntax(lines: list[str], where: list[str]) -> str | None:
     if any(line.startswith("Problems parsing config") for line in lines):
         text = " ".join(lines).removeprefix("Problems parsing config: ")
         return f"the config is not valid YAML: {text[:300]}"
+    if lines and lines[0].startswith("Unexpected config:"):
+        given = " ".join(lines).removeprefix("Unexpected config:").strip()
+        return f"the config holds no keys: given {given[:80]!r}, expected {choices(_KEYS)} with what belongs to them"
     return None
 
 
 def _value(lines: list[str], where: list[str]) -> str | None:
+    for line in lines:
+        if found := _SHAPE.search(line):
+            return f"{'.'.join(where)}: given {found[2]!r}, expected {found[1]}"
     complaints = [(found.start(), found[1]) for line in lines if (found := _TYPES.search(line))]
     values = [found[1] for line in lines if (found := _VALUE.search(line)) and "NestedArg" not in found[1]]
     if not complaints or not values:

@@ -233,7 +233,11 @@ class CounterfactualDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> PairLoader:
         """Training pairs, other ones each epoch; stateful."""
-        return self._loader("train", TrainLoader)
+        loader = self._loader("train", TrainLoader)
+        if self.trainer is not None and self.trainer.training:
+            # Lightning gives a loader its state back within an epoch, but not at an epoch's end
+            loader.epoch = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+        return loader
 
     def val_dataloader(self) -> PairLoader:
         """Validation pairs."""

@@ -321,7 +321,7 @@ def test_processes_share_each_split(indirect: IndirectObject, world: int) -> Non
     data = bound(indirect)
     train, validation, test, steps = [], [], [], []
     for rank in range(world):
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=world)  # type: ignore[assignment]
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world, training=False)  # type: ignore[assignment]
         train += [row for batch in data.train_dataloader() for row in batch.rows.tolist()]
         steps.append(len(data.train_dataloader()))
         validation += [row for batch in data.val_dataloader() for row in batch.rows.tolist()]
@@ -406,7 +406,7 @@ def test_another_module_gets_data_of_its_own(indirect: IndirectObject) -> None:
     one, other = Stub(io_position=Place("last")), Stub(io_name=Place("subject"), io_position=Place("name_a"))
     data = CounterfactualDataModule(indirect, SMALL, seed=0)
     for stub, variables, placements in ((one, ["io_position"], 1), (other, ["io_name", "io_position"], 2)):
-        data.trainer = SimpleNamespace(lightning_module=stub, global_rank=0, world_size=1)  # type: ignore[assignment]
+        data.trainer = SimpleNamespace(lightning_module=stub, global_rank=0, world_size=1, training=False)  # type: ignore[assignment]
         data.setup("fit")
         assert data.variables == variables
         assert next(iter(data.train_dataloader())).base_positions.shape[1] == placements
