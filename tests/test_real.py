@@ -1,0 +1,98 @@
+"""The real jobs: configs on SmolLM2, held-out words, through the real command line; and the README's blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from iitkit.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+JOBS = {  # config → least test IIA, least flipped IIA
+    "das_smollm2": (0.97, 0.95),
+    "das_smollm2_agreement": (0.96, 0.94),
+    "das_smollm2_ioi": (0.85, 0.75),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _all_cores() -> Iterator[None]:
+    """Real models want every core; tiny ones run on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Fit a config once; the folder in which it ran."""
+    done: dict[str, Path] = {}
+
+    def fit(name: str) -> Path:
+        if name not in done:
+            folder = tmp_path_factory.mktemp(name)
+            with contextlib.chdir(folder):
+                assert main(["fit", "--config", f"{name}.yaml", "--trainer.enable_progress_bar", "false"]) == 0
+            done[name] = folder
+        return done[name]
+
+    return fit
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", JOBS)
+def test_real_job(name: str, fitted: Callable[[str], Path]) -> None:
+    metrics: dict[str, Any] = json.loads((fitted(name) / "runs" / name / "metrics.json").read_text())
+    least, least_flipped = JOBS[name]
+    assert metrics["test/n"] >= 500
+    assert metrics["test/n_flipped"] == metrics["test/n"] / 2
+    assert metrics["test/iia"] >= least
+    assert metrics["test/iia_flipped"] >= least_flipped
+    # the controls say that this is no accident of the site or of the pairs
+    assert metrics["full_vector/iia_flipped"] >= least_flipped
+    assert metrics["random_subspace/iia_flipped"] <= 0.15
+    assert metrics["test/task_accuracy"] >= 0.95
+    assert (fitted(name) / "runs" / name / "checkpoints" / "best.ckpt").stat().st_size < 100_000
+
+
+@pytest.mark.real
+def test_readme_python_blocks(fitted: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    with contextlib.chdir(fitted("das_smollm2")):
+        for block in blocks:
+            exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    assert capsys.readouterr().out.split() == ["he", "he", "['", "8']"]
+
+
+@pytest.mark.real
+def test_readme_commands(fitted: Callable[[str], Path]) -> None:
+    block = next(block for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if block.startswith("iitkit"))
+    lines = [shlex.split(line)[1:] for line in block.splitlines()]
+    assert {line[0] for line in lines} == {"fit", "test", "predict"}
+    with contextlib.chdir(fitted("das_smollm2")):
+        for line in lines:
+            if "--print_config" in line:
+                with pytest.raises(SystemExit) as stopped:
+                    main(line)
+                assert stopped.value.code == 0
+            else:  # a batch of each is enough here: the tests of the command line run them whole on a tiny base
+                assert main([*line, "--trainer.fast_dev_run", "true", "--trainer.enable_progress_bar", "false"]) == 0
+
+
+def test_readme_shows_the_config_as_it_is() -> None:
+    import yaml
+
+    shown = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert shown is not None
+    assert yaml.safe_load(shown[1]) == yaml.safe_load((ROOT / "configs" / "das_smollm2.yaml").read_text())
