@@ -95,9 +95,9 @@ class Training(LightningCLI):
         given = config.get("callbacks")
         callbacks = [] if given is None else given if isinstance(given, list) else [given]
         fast = bool(config.get("fast_dev_run"))
-        kwargs = {"default_root_dir": root, "callbacks": [*callbacks, *own_callbacks(root, callbacks, fast)], **kwargs}
-        if config.get("logger") is None and not fast:
-            kwargs["logger"] = own_loggers(root, self.resumed_at) if self.command == "fit" else False
+        kwargs = {"default_root_dir": root, "callbacks": [*callbacks, *own_callbacks(root, callbacks)], **kwargs}
+        if config.get("logger") is None:
+            kwargs["logger"] = own_loggers(root, self.resumed_at) if self.command == "fit" and not fast else False
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:
@@ -114,16 +114,14 @@ class Training(LightningCLI):
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
 
 
-def own_callbacks(root: str, given: Sequence[Callback], fast: bool) -> list[Callback]:
+def own_callbacks(root: str, given: Sequence[Callback]) -> list[Callback]:
     """Return our callbacks, without those of a kind that the user gave."""
     own: list[Callback] = [DataReport(), Report(), Interrupted(), PredictionWriter()]
-    if not fast:
-        folder = Path(root) / "checkpoints"
-        best = Kept(folder, filename="best", monitor="val/iia_flipped", mode="max", enable_version_counter=False)
-        # Lightning's save_last=True only copies the best; and last.ckpt must hold what best and EarlyStopping know
-        last = Kept(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-        own += [best, last]
-        own.append(EarlyStopping("val/iia_flipped", mode="max", patience=3, check_finite=False))
+    folder = Path(root) / "checkpoints"
+    best = Kept(folder, filename="best", monitor="val/iia_flipped", mode="max", enable_version_counter=False)
+    # Lightning's save_last=True only copies the best; and last.ckpt must hold what best and EarlyStopping know
+    last = Kept(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+    own += [best, last, EarlyStopping("val/iia_flipped", mode="max", patience=3, check_finite=False)]
     kinds = tuple(type(callback) for callback in given)
     return [callback for callback in own if not isinstance(callback, kinds)]
 
