@@ -85,7 +85,7 @@ class Batch(_Transferable):
         sources: K sets of prompts that activations are taken from, each [B, S_k].
         active: which placements a row intervenes on, [B, P].
         source_of: which source a placement takes its activation from, [B, P].
-        base_positions: columns of the sites in ``base``, [B, P, n].
+        base_positions: columns of the sites in ``base`` (of an earlier stage: in the next source), [B, P, n].
         source_positions: columns of the sites in the placement's source, [B, P, n].
         position_mask: which of the n positions exist, [B, P, n].
         labels: counterfactual label tokens, [B, T], ``IGNORED`` behind the last.
@@ -95,6 +95,9 @@ class Batch(_Transferable):
         flipped: whether the interchange changes the label, [B].
         variable: index of the variable that the row intervenes on, [B].
         rows: index of the pair in its split's epoch, [B].
+        stage: of source 0 → source 1 → … → base, the stage of each placement, P numbers; empty for one stage.
+        isolate_active: placements of another variable than the row's, to be isolated from it, [B, P], or None.
+        isolate_labels: the label's tokens under that variable's interchange, [B, T], or None.
     """
 
     base: Tokens
@@ -111,6 +114,9 @@ class Batch(_Transferable):
     flipped: Tensor
     variable: Tensor
     rows: Tensor
+    stage: tuple[int, ...] = ()
+    isolate_active: Tensor | None = None
+    isolate_labels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.base)

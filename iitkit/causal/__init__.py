@@ -1,7 +1,19 @@
 """The hypothesis: causal models, prompt templates with spans, sampling and interchange labels. Knows no networks."""
 
 from iitkit.causal.model import CausalModel, Setting
-from iitkit.causal.sampling import sample_inputs, sample_sources
+from iitkit.causal.plans import Chain, Plan, Together
+from iitkit.causal.sampling import draw_sources, sample_inputs, sample_sources
 from iitkit.causal.template import Template, Text
 
-__all__ = ["CausalModel", "Setting", "Template", "Text", "sample_inputs", "sample_sources"]
+__all__ = [
+    "CausalModel",
+    "Chain",
+    "Plan",
+    "Setting",
+    "Template",
+    "Text",
+    "Together",
+    "draw_sources",
+    "sample_inputs",
+    "sample_sources",
+]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from iitkit.causal.model import CausalModel, Setting
+from iitkit.causal.plans import Plan, Together
 from iitkit.causal.variables import Codes
 from iitkit.errors import IITKitError, choices
 
@@ -100,48 +101,67 @@ def sample_sources(
     Raises:
         IITKitError: no source of the pool changes (or keeps) the label of some base.
     """
-    sources = np.zeros_like(bases)
-    open_rows = np.arange(len(bases))
+    sources, after = draw_sources(model, pool, bases, Together(variables, chosen[:, None]), flipped, generator)
+    return sources[:, 0], after
+
+
+def draw_sources(
+    model: CausalModel, pool: Setting, bases: Codes, plan: Plan, flipped: Codes, generator: np.random.Generator
+) -> tuple[Codes, Setting]:
+    """Draw the sources of each base; see :func:`sample_sources`.
+
+    Args:
+        model: the causal model.
+        pool: every variable's codes on a pool of inputs, [N] each.
+        bases: rows of the pool, [n].
+        plan: what each row does to the causal model.
+        flipped: 1 where the label must change, 0 where it must stay, −1 where either is right, [n].
+        generator: draws the sources.
+
+    Returns:
+        Rows of the pool, [n, K], and every variable's codes on the bases under the interchange.
+
+    Raises:
+        IITKitError: no source of the pool changes (or keeps) the label of some base.
+    """
+    n, k = len(bases), plan.sources
+    sources = np.zeros((n, k), dtype=np.int64)
+    rows = np.arange(n)
     for _ in range(ROUNDS):
-        sources[open_rows] = generator.integers(len(pool[model.output]), size=len(open_rows))
-        after = _interchanged(model, pool, bases[open_rows], sources[open_rows], variables, chosen[open_rows])
-        changes = after[model.output] != pool[model.output][bases[open_rows]]
-        wanted = flipped[open_rows]
-        open_rows = open_rows[(wanted >= 0) & (changes != (wanted == 1))]
-        if not len(open_rows):
+        sources[rows] = generator.integers(len(pool[model.output]), size=(len(rows), k))
+        after = plan.after(model, pool, bases[rows], sources[rows], rows)
+        changes = after[model.output] != pool[model.output][bases[rows]]
+        wanted = flipped[rows]
+        rows = rows[(wanted >= 0) & (changes != (wanted == 1))]
+        if not len(rows):
             break
-    for row in open_rows.tolist():  # what is rare: look at all sources
-        right = _sources_that(model, pool, int(bases[row]), variables[chosen[row]], bool(flipped[row]))
-        if not len(right):
+    for row in rows.tolist():  # what is rare: look at all inputs as one source, beside others drawn
+        for attempt in range(k if k == 1 else ROUNDS):
+            which = attempt % k
+            if attempt >= k:
+                sources[row] = generator.integers(len(pool[model.output]), size=k)
+            right = _inputs_that(model, pool, plan, int(bases[row]), sources[row], row, which, bool(flipped[row]))
+            if len(right):
+                sources[row, which] = generator.choice(right)
+                break
+        else:
             does = "changes" if flipped[row] == 1 else "keeps"
             raise IITKitError(
-                f"no source {does} the label under an interchange of {variables[chosen[row]]!r} "
-                f"(pair {row} of {len(bases)}, {len(pool[model.output])} prompts): set data.flipped to another share, "
+                f"no source {does} the label under an interchange of {plan.named(row)} "
+                f"(pair {row} of {n}, {len(pool[model.output])} prompts): set data.flipped to another share, "
                 "or enlarge data.sizes and the word lists"
             )
-        sources[row] = generator.choice(right)
-    return sources, _interchanged(model, pool, bases, sources, variables, chosen)
+    return sources, plan.after(model, pool, bases, sources, np.arange(n))
 
 
-def _sources_that(model: CausalModel, pool: Setting, base: int, variable: str, flip: bool) -> Codes:
-    """Return every row of the pool whose value of ``variable`` changes (or keeps) the label of one base."""
-    values, which = np.unique(pool[variable], return_inverse=True)
-    inputs = {name: np.full(len(values), pool[name][base]) for name in model.exogenous}
-    after = model.run(inputs, do={variable: values})
+def _inputs_that(
+    model: CausalModel, pool: Setting, plan: Plan, base: int, sources: Codes, row: int, which: int, flip: bool
+) -> Codes:
+    """Return every row of the pool that, as one of a pair's sources, changes (or keeps) the label."""
+    _, first, alike = np.unique(plan.key(pool, row, which), return_index=True, return_inverse=True)
+    tried = np.repeat(sources[None], len(first), 0)
+    tried[:, which] = first
+    after = plan.after(model, pool, np.full(len(first), base), tried, np.full(len(first), row))
     right = (after[model.output] != pool[model.output][base]) == flip
-    rows: Codes = right[which.reshape(-1)].nonzero()[0]
-    return rows
-
-
-def _interchanged(
-    model: CausalModel, pool: Setting, bases: Codes, sources: Codes, variables: Sequence[str], chosen: Codes
-) -> Setting:
-    result = {name: codes[bases].copy() for name, codes in pool.items()}
-    for v, variable in enumerate(variables):
-        rows = (chosen == v).nonzero()[0]
-        if len(rows):
-            inputs = {name: pool[name][bases[rows]] for name in model.exogenous}
-            after = model.run(inputs, do={variable: pool[variable][sources[rows]]})
-            for name, codes in after.items():
-                result[name][rows] = codes
-    return result
+    found: Codes = right[alike.reshape(-1)].nonzero()[0]
+    return found

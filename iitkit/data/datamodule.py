@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -16,7 +16,7 @@ from iitkit.batch import Tokens
 from iitkit.causal import sample_inputs
 from iitkit.causal.sampling import take
 from iitkit.data.loader import Collator, Padding, PairLoader, TrainLoader
-from iitkit.data.pool import Pairs, Pool, candidate_answers, make_pairs, make_pool, new_numbers
+from iitkit.data.pool import Design, Pairs, Pool, candidate_answers, make_pairs, make_pool, new_numbers
 from iitkit.data.tokens import Answers
 from iitkit.errors import IITKitError
 from iitkit.positions import Position, check_spans
@@ -48,6 +48,14 @@ class Subject(Protocol):
     @property
     def alignment(self) -> Mapping[str, PlacementLike]:
         """Placement name → variable and position."""
+
+    @property
+    def stages(self) -> Sequence[Sequence[str]]:
+        """Placements of each stage of source 0 → source 1 → … → base; empty for one stage."""
+
+    @property
+    def isolates(self) -> bool:
+        """Whether pairs also need the label under another variable's interchange."""
 
     def judge(self, tokens: Tokens, candidates: Tensor, label: Tensor) -> Tensor:
         """Return on which rows the base model itself answers with the label, [B]."""
@@ -81,6 +89,7 @@ class CounterfactualDataModule(pl.LightningDataModule):
         batch_size: pairs in a training batch.
         eval_batch_size: pairs in a batch of validation, test and predict; 4 × batch_size unless said.
         flipped: share of pairs whose label the interchange changes; null leaves it to chance.
+        together: number of variables that a pair intervenes on at once, each with a source of its own.
         prompts: most prompts in each split's pool; as many as pairs unless said, and no more than there are.
         prefix: text before every prompt, e.g. <|endoftext|> for a model that needs an attention sink.
         only_correct: keep only prompts that the base model itself answers right.
@@ -96,6 +105,7 @@ class CounterfactualDataModule(pl.LightningDataModule):
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         flipped: float | None = 0.5,
+        together: int = 1,
         prompts: int | None = None,
         prefix: str = "",
         only_correct: bool = False,
@@ -112,11 +122,13 @@ class CounterfactualDataModule(pl.LightningDataModule):
                 raise IITKitError(f"data.{key}: {rows}: expected 1 or more")
         if flipped is not None and not 0 <= flipped <= 1:
             raise IITKitError(f"data.flipped: {flipped}: expected a share from 0 to 1, or null")
+        if together < 1:
+            raise IITKitError(f"data.together: {together}: expected 1 or more variables")
         if prompts is not None and prompts < 2:
             raise IITKitError(f"data.prompts: {prompts}: expected 2 or more")
         if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
             raise IITKitError(f"data.shares: {shares}: expected three positive shares whose sum is 1")
-        self.task, self.sizes, self.flipped, self.prompts = task, sizes, flipped, prompts
+        self.task, self.sizes, self.flipped, self.prompts, self.together = task, sizes, flipped, prompts, together
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or 4 * batch_size
         self.prefix, self.only_correct, self.padding, self.shares = prefix, only_correct, padding, shares
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
@@ -155,6 +167,15 @@ class CounterfactualDataModule(pl.LightningDataModule):
         self.variables = list(dict.fromkeys(placed))
         self.placements = [self.variables.index(variable) for variable in placed]
         self.names = list(positions)
+        stage_of = {name: k for k, stage in enumerate(subject.stages) for name in stage}
+        self.stage = [stage_of[name] for name in self.names] if stage_of else []
+        if self.together > len(self.variables) or (self.together > 1 and (stage_of or subject.isolates)):
+            raise IITKitError(
+                f"data.together: {self.together} variables at once: the alignment places {len(self.variables)}"
+                + (", and model.stages or mdas take one" if stage_of or subject.isolates else "")
+            )
+        stages = [list(dict.fromkeys(subject.alignment[name].variable or name for name in s)) for s in subject.stages]
+        self.design = Design(self.variables, self.flipped, self.together, stages, subject.isolates)
         self._subject, self.judged = subject, {}
         tokenizer = subject.tokenizer
         self.tokenizer, self.answers = tokenizer, Answers(tokenizer)
@@ -218,16 +239,14 @@ class CounterfactualDataModule(pl.LightningDataModule):
     def pairs(self, split: str, epoch: int = 0) -> Pairs:
         """Return a split's pairs; other ones each epoch, the same in every process."""
         generator = self._generator("pairs", split, epoch)
-        return make_pairs(
-            self.task.model, self.pools[split], self.variables, getattr(self.sizes, split), self.flipped, generator
-        )
+        return make_pairs(self.task.model, self.pools[split], self.design, getattr(self.sizes, split), generator)
 
     def _loader(self, split: str, kind: type[PairLoader] = PairLoader, most: int | None = None) -> PairLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         length = getattr(self.sizes, split) if most is None else min(most, getattr(self.sizes, split))
         if kind is TrainLoader:
             length -= length % world  # every process must take as many steps
-        collate = Collator(self.pools[split], self.answers, self.placements, self.pad_id, self.padding)
+        collate = Collator(self.pools[split], self.answers, self.placements, self.pad_id, self.padding, self.stage)
         batch_size = self.batch_size if kind is TrainLoader else self.eval_batch_size
         return kind(lambda epoch: self.pairs(split, epoch), collate, batch_size, length, rank, world)
 
@@ -242,6 +261,12 @@ class CounterfactualDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> PairLoader:
         """Validation pairs."""
         return self._loader("validation")
+
+    def every_pair(self, split: str) -> PairLoader:
+        """A split's first pairs, all of them in every process: what is fitted to them is the same in each."""
+        loader = self._loader(split)
+        loader.rows = list(range(getattr(self.sizes, split)))
+        return loader
 
     @property
     def tested(self) -> list[str]:

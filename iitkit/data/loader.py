@@ -33,10 +33,20 @@ class Collator:
         placements: for each placement the index of its variable.
         pad_id: token that fills the gaps.
         side: where the gaps are.
+        stage: for each placement its stage, where there are several.
     """
 
-    def __init__(self, pool: Pool, answers: Answers, placements: Sequence[int], pad_id: int, side: Padding) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        answers: Answers,
+        placements: Sequence[int],
+        pad_id: int,
+        side: Padding,
+        stage: Sequence[int] = (),
+    ) -> None:
         self.pool, self.answers, self.placements, self.pad_id, self.side = pool, answers, placements, pad_id, side
+        self.stage = tuple(stage)
 
     def tokens(self, rows: Sequence[int]) -> Tokens:
         """Return prompts of the pool, padded."""
@@ -65,9 +75,9 @@ class Collator:
         there = pad([[1] * len(columns) for columns in found], 0).bool()
         return pad(found, 0).reshape(shape), there.reshape(shape)
 
-    def _check_lengths(self, bases: Sequence[int], sources: Sequence[int]) -> None:
-        for positions in self.pool.positions:
-            for base, source in zip(bases, sources, strict=True):
+    def _check_lengths(self, into: Sequence[Sequence[int]], from_: Sequence[Sequence[int]]) -> None:
+        for p, positions in enumerate(self.pool.positions):
+            for base, source in zip(into[p], from_[p], strict=True):
                 if len(positions[base]) != len(positions[source]):
                     raise IITKitError(
                         f"a site has {len(positions[base])} tokens in {self.pool.prompts[base].text!r} and "
@@ -77,37 +87,57 @@ class Collator:
 
     def __call__(self, pairs: Pairs, chosen: Sequence[int]) -> Batch:
         """Return the batch of the given pairs."""
-        bases, sources = pairs.base[chosen].tolist(), pairs.source[chosen].tolist()
-        base, source = self.tokens(bases), self.tokens(sources)
-        base_positions, base_there = self.positions(bases, base)
-        source_positions, source_there = self.positions(sources, source)
-        n = max(base_positions.shape[2], source_positions.shape[2])
-        self._check_lengths(bases, sources)
-        base_positions, base_there, source_positions, source_there = (
-            torch.nn.functional.pad(x, (0, n - x.shape[2]))
-            for x in (base_positions, base_there, source_positions, source_there)
-        )
+        bases, drawn = pairs.base[chosen].tolist(), pairs.sources[chosen].T.tolist()
+        base, sources = self.tokens(bases), tuple(self.tokens(rows) for rows in drawn)
+        variables = torch.from_numpy(pairs.variables[chosen]).long()  # [B, K]
+        placed = torch.tensor(self.placements)
+        if self.stage:
+            source_of = torch.tensor(self.stage)[None].repeat(len(bases), 1)
+            active = torch.ones_like(source_of, dtype=torch.bool)
+        else:
+            taken = variables[:, None] == placed[None, :, None]  # [B, P, K]
+            active, source_of = taken.any(2), taken.long().argmax(2)
+        at = [self.positions(rows, tokens) for rows, tokens in zip([*drawn, bases], [*sources, base], strict=True)]
+        n = max(columns.shape[2] for columns, _ in at)
+        columns, there = (
+            torch.stack([torch.nn.functional.pad(x, (0, n - x.shape[2])) for x in part])
+            for part in zip(*at, strict=True)
+        )  # [K + 1, B, P, n]
+        # the run that a placement edits: the base, or of an earlier stage the next source
+        into = source_of + 1 if self.stage else torch.full_like(source_of, len(drawn))
+        of_row, of_placement = torch.arange(len(bases))[:, None], torch.arange(len(self.placements))[None]
+        runs = torch.tensor([*drawn, bases])  # [K + 1, B]
+        self._check_lengths(runs[into, of_row].T.tolist(), runs[source_of, of_row].T.tolist())
         candidates = self.candidates(bases, [pairs.candidates[i] for i in chosen])
         label = torch.tensor([pairs.label[i] for i in chosen])
         labels = candidates[torch.arange(len(chosen)), label]
         labels = labels[:, : int((labels != IGNORED).sum(1).max())]
-        variable = torch.from_numpy(pairs.variable[chosen]).long()
-        active = variable[:, None] == torch.tensor(self.placements)[None]
+        isolated: dict[str, Tensor] = {}
+        if pairs.other is not None and pairs.other_label is not None:
+            answers = [
+                self.answers.tokens(self.pool.prompts[b], pairs.other_label[i])
+                for b, i in zip(bases, chosen, strict=True)
+            ]
+            isolated["isolate_labels"] = pad(answers, IGNORED)
+            isolated["isolate_active"] = torch.from_numpy(pairs.other[chosen])[:, None] == placed[None]
         return Batch(
             base=base,
-            sources=(source,),
+            sources=sources,
             active=active,
-            source_of=torch.zeros_like(active, dtype=torch.long),
-            base_positions=base_positions,
-            source_positions=source_positions,
-            position_mask=base_there,
+            source_of=source_of,
+            base_positions=columns[into, of_row, of_placement],
+            source_positions=columns[source_of, of_row, of_placement],
+            position_mask=there[into, of_row, of_placement],
             labels=labels,
             candidates=candidates,
             label=label,
             base_label=torch.tensor([pairs.base_label[i] for i in chosen]),
             flipped=torch.from_numpy(pairs.flipped[chosen]),
-            variable=variable,
+            variable=variables[:, 0],
             rows=torch.tensor(list(chosen)),
+            stage=self.stage,
+            isolate_active=isolated.get("isolate_active"),
+            isolate_labels=isolated.get("isolate_labels"),
         )
 
 

@@ -28,14 +28,16 @@ def data_report(data: CounterfactualDataModule, accuracy: Mapping[str, float]) -
         lines.append(line)
     pool, pairs = data.pools["train"], data.pairs("train")
     for i in range(min(SHOWN, len(pairs))):
-        base, source = int(pairs.base[i]), int(pairs.source[i])
+        base = int(pairs.base[i])
         answers = pairs.candidates[i]
         lines.append(f"  base   {pool.prompts[base].text!r} → {answers[pairs.base_label[i]]!r}")
-        lines.append(f"  source {pool.prompts[source].text!r} → label {answers[pairs.label[i]]!r}")
+        sources = pairs.sources[i].tolist()
+        lines += [f"  source {pool.prompts[source].text!r}" for source in sources]
+        lines[-1] += f" → label {answers[pairs.label[i]]!r}"
         for name, positions in zip(data.names, pool.positions, strict=True):
             shown = [
                 " ".join(repr(data.tokenizer.decode([pool.prompts[row].ids[column]])) for column in positions[row])
-                for row in (base, source)
+                for row in (base, *sources)
             ]
-            lines.append(f"         {name}: base token {shown[0]}, source token {shown[1]}")
+            lines.append(f"         {name}: base token {shown[0]}, source token {', '.join(shown[1:])}")
     return "\n".join(lines)

@@ -48,6 +48,8 @@ class Stub:
         self.alignment = {**(alignment or {}), **places}
         self.given = judge
         self.asked: list[str] = []
+        self.stages: list[list[str]] = []
+        self.isolates = False
 
     def judge(self, tokens: Tokens, candidates: Tensor, label: Tensor) -> Tensor:
         assert self.given is not None

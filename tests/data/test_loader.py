@@ -15,7 +15,7 @@ from torch import Tensor
 from iitkit.batch import IGNORED, Batch, Tokens
 from iitkit.causal import CausalModel, sample_inputs
 from iitkit.data.loader import Collator, Padding, PairLoader, TrainLoader, pad
-from iitkit.data.pool import Pairs, Pool, make_pairs, make_pool
+from iitkit.data.pool import Design, Pairs, Pool, make_pairs, make_pool
 from iitkit.data.tokens import Answers
 from iitkit.errors import IITKitError
 from iitkit.positions import Position
@@ -39,7 +39,7 @@ def made(positions: dict[str, Position], placements: list[int], side: Padding) -
     model, tokenizer = toy(), tiny_tokenizer()
     setting, templates = sample_inputs(model, 40, np.random.default_rng(0), [0, 1])
     pool = make_pool(model, setting, templates, tokenizer, positions, "", first=100)
-    pairs = make_pairs(model, pool, ["word", "other"], 40, None, np.random.default_rng(1))
+    pairs = make_pairs(model, pool, Design(["word", "other"], None), 40, np.random.default_rng(1))
     return pool, pairs, Collator(pool, Answers(tokenizer), placements, 0, side)
 
 
@@ -172,7 +172,7 @@ def loader(
     model, pool, collate = parts
 
     def pairs(epoch: int) -> Pairs:
-        return make_pairs(model, pool, ["word", "other"], 22, None, np.random.default_rng([7, epoch]))
+        return make_pairs(model, pool, Design(["word", "other"], None), 22, np.random.default_rng([7, epoch]))
 
     return kind(pairs, collate, 4, length, rank, world)
 
@@ -282,3 +282,59 @@ def test_equal_can_say_no(parts: tuple[CausalModel, Pool, Collator]) -> None:
     assert equal(batches, batches)
     assert not equal(batches, batches[1:])
     assert not equal(batches[:1], batches[1:2])
+
+
+# --- several sources ---
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_each_placement_looks_into_the_source_of_its_variable(side: Padding) -> None:
+    pool, _, collate = made({"a": "word", "b": "other"}, [0, 1], side)
+    pairs = make_pairs(toy(), pool, Design(["word", "other"], None, together=2), 40, np.random.default_rng(1))
+    batch = collate(pairs, list(range(8)))
+    assert len(batch.sources) == 2
+    assert batch.active.all()
+    for b in range(8):
+        assert batch.source_of[b].tolist() == [pairs.variables[b].tolist().index(v) for v in (0, 1)]
+        for p in range(2):
+            k = int(batch.source_of[b, p])
+            tokens, prompt = batch.sources[k], int(pairs.sources[b, k])
+            start = int(tokens.last[b] + 1 - tokens.mask[b].sum())
+            assert int(batch.source_positions[b, p, 0]) == start + pool.positions[p][prompt][0]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_stage_edits_the_next_source_and_the_last_one_the_base(side: Padding) -> None:
+    pool, _, collate = made({"late": "other", "early": "word"}, [1, 0], side)
+    collate.stage = (1, 0)
+    design = Design(["other", "word"], None, stages=[["word"], ["other"]])
+    pairs = make_pairs(toy(), pool, design, 40, np.random.default_rng(1))
+    batch = collate(pairs, list(range(8)))
+    assert batch.stage == (1, 0)
+    assert batch.active.all()
+    assert batch.source_of.tolist() == [[1, 0]] * 8
+
+    def column(tokens: Tokens, b: int, prompt: int, p: int) -> int:
+        return int(tokens.last[b] + 1 - tokens.mask[b].sum()) + pool.positions[p][prompt][0]
+
+    zero, one = batch.sources
+    for b in range(8):
+        base, first, second = int(pairs.base[b]), *pairs.sources[b].tolist()
+        assert batch.base_positions[b, :, 0].tolist() == [column(batch.base, b, base, 0), column(one, b, second, 1)]
+        assert batch.source_positions[b, :, 0].tolist() == [column(one, b, second, 0), column(zero, b, first, 1)]
+
+
+def test_isolated_variables_have_the_label_of_their_own_interchange() -> None:
+    pool, _, collate = made({"a": "word", "b": "other"}, [0, 1], "right")
+    pairs = make_pairs(toy(), pool, Design(["word", "other"], None, isolate=True), 40, np.random.default_rng(1))
+    batch = collate(pairs, list(range(40)))
+    assert batch.isolate_active is not None
+    assert batch.isolate_labels is not None
+    assert torch.equal(batch.isolate_active, ~batch.active)  # of two variables the other one
+    tokenizer, words = tiny_tokenizer(), pool.setting["word"]
+    for b in range(40):
+        # the answer is the word: set from the source where the isolated variable is the word, else the base's own
+        row = int(pairs.source[b]) if pairs.variable[b] == 1 else int(pairs.base[b])
+        said = tokenizer.decode([t for t in batch.isolate_labels[b].tolist() if t != IGNORED])
+        assert said == f" {WORDS[int(words[row])]}"
+    assert {0, 1} == set(pairs.variable.tolist())

@@ -10,7 +10,7 @@ import pytest
 from tiny import tiny_tokenizer
 
 from iitkit.causal import CausalModel, sample_inputs
-from iitkit.data.pool import Pairs, Pool, candidate_answers, make_pairs, make_pool
+from iitkit.data.pool import Design, Pairs, Pool, candidate_answers, make_pairs, make_pool
 from iitkit.errors import IITKitError
 from iitkit.positions import Position
 from iitkit.tasks import IndirectObject
@@ -67,7 +67,7 @@ def check(pairs: Pairs, pool: Pool, variables: list[str]) -> None:
 def test_every_label_by_hand(task: IndirectObject, pool: Pool, variables: list[str], share: float | None) -> None:
     if variables == ["subject"]:
         share = 0.0 if share is not None else None  # the subject never changes the answer
-    pairs = make_pairs(task.model, pool, variables, 101, share, np.random.default_rng(1))
+    pairs = make_pairs(task.model, pool, Design(variables, share), 101, np.random.default_rng(1))
     check(pairs, pool, variables)
     assert sorted(Counter(pairs.variable.tolist()).values()) == ([101] if len(variables) == 1 else [50, 51])
     if share is not None:
@@ -82,19 +82,19 @@ def test_rare_pairs_are_found_among_many_names(task: IndirectObject) -> None:
     words = task.split(np.random.default_rng(0))["train"]
     setting, templates = sample_inputs(model, 1000, np.random.default_rng(0), task.templates(False), words)
     pool = make_pool(model, setting, templates, tiny_tokenizer(), {"x": "last"}, "", 0)
-    pairs = make_pairs(model, pool, ["io_name"], 100, 0.5, np.random.default_rng(1))
+    pairs = make_pairs(model, pool, Design(["io_name"], 0.5), 100, np.random.default_rng(1))
     check(pairs, pool, ["io_name"])
     assert pairs.flipped.sum() == 50
 
 
 def test_every_prompt_is_a_base_equally_often(task: IndirectObject, pool: Pool) -> None:
-    pairs = make_pairs(task.model, pool, ["io_position"], 3 * len(pool), 0.5, np.random.default_rng(1))
+    pairs = make_pairs(task.model, pool, Design(["io_position"], 0.5), 3 * len(pool), np.random.default_rng(1))
     assert Counter(pairs.base.tolist()) == dict.fromkeys(range(len(pool)), 3)
     assert len(set(pairs.source.tolist())) > len(pool) / 2
 
 
 def test_candidates_are_the_two_names_of_the_base(task: IndirectObject, pool: Pool) -> None:
-    pairs = make_pairs(task.model, pool, ["io_position"], 40, 0.5, np.random.default_rng(1))
+    pairs = make_pairs(task.model, pool, Design(["io_position"], 0.5), 40, np.random.default_rng(1))
     for base, candidates in zip(pairs.base.tolist(), pairs.candidates, strict=True):
         a, b, _ = scene(pool.texts[base].text)
         assert candidates == [f" {a}", f" {b}"]
@@ -102,7 +102,7 @@ def test_candidates_are_the_two_names_of_the_base(task: IndirectObject, pool: Po
 
 def test_candidates_of_a_foreign_name(task: IndirectObject, pool: Pool) -> None:
     """Under an interchange of the name, the source's name competes too."""
-    pairs = make_pairs(task.model, pool, ["io_name"], 40, 1.0, np.random.default_rng(1))
+    pairs = make_pairs(task.model, pool, Design(["io_name"], 1.0), 40, np.random.default_rng(1))
     for i, (base, source) in enumerate(zip(pairs.base.tolist(), pairs.source.tolist(), strict=True)):
         a, b, _ = scene(pool.texts[base].text)
         label = label_by_hand(pool.texts[base].text, pool.texts[source].text, "io_name")
@@ -111,7 +111,7 @@ def test_candidates_of_a_foreign_name(task: IndirectObject, pool: Pool) -> None:
 
 def test_same_generator_same_pairs(task: IndirectObject, pool: Pool) -> None:
     def drawn(seed: int) -> tuple[list[int], list[int]]:
-        pairs = make_pairs(task.model, pool, ["io_position"], 50, 0.5, np.random.default_rng(seed))
+        pairs = make_pairs(task.model, pool, Design(["io_position"], 0.5), 50, np.random.default_rng(seed))
         return pairs.base.tolist(), pairs.source.tolist()
 
     assert drawn(3) == drawn(3)
@@ -120,7 +120,7 @@ def test_same_generator_same_pairs(task: IndirectObject, pool: Pool) -> None:
 
 def test_impossible_share(task: IndirectObject, pool: Pool) -> None:
     with pytest.raises(IITKitError, match="no source changes the label under an interchange of 'subject'"):
-        make_pairs(task.model, pool, ["subject"], 10, 0.5, np.random.default_rng(0))
+        make_pairs(task.model, pool, Design(["subject"], 0.5), 10, np.random.default_rng(0))
 
 
 def test_taken_keeps_rows_together(task: IndirectObject) -> None:
