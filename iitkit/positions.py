@@ -55,6 +55,17 @@ def check_spans(position: Position, spans: Sequence[str], where: str) -> None:
             )
 
 
+def count(position: Position) -> int | None:
+    """Return how many tokens a position names in every prompt (that is long enough); None where that varies."""
+    counts = []
+    for item in listed(position):
+        if item == "all" or (isinstance(item, str) and item.endswith(".all")):
+            return None
+        ends = _ENDS.fullmatch(item) if isinstance(item, str) else None
+        counts.append(sum(int(number) for number in ends.groups()) if ends else 1)
+    return sum(counts)
+
+
 def resolve(position: Position, length: int, spans: Mapping[str, Span] | None = None) -> list[int]:
     """Return the indices of a position among a prompt's ``length`` real tokens, in the order written.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,13 +13,15 @@ from torch import Tensor, nn
 
 from iitkit.errors import IITKitError, choices
 from iitkit.interventions import Intervention
-from iitkit.models.anatomy import Location, locate
+from iitkit.models.anatomy import locate
 from iitkit.models.editing import Stopped, Visit, stopping, visiting
+from iitkit.models.location import Location
 from iitkit.models.sites import Site
+from iitkit.models.sources import Inputs, by_placement
 from iitkit.positions import Position, resolve
 
-Inputs = Mapping[str, Any] | Tensor
-"""What a tokenizer returns (a mapping of tensors, padded on either side), or a tensor for a plain module."""
+Alignment = Mapping[str, tuple[Site, Intervention]]
+"""Placement name → (site, intervention)."""
 
 
 @torch.no_grad()
@@ -27,41 +30,27 @@ def collect(model: nn.Module, inputs: Inputs, sites: Mapping[str, Site]) -> dict
 
     Args:
         model: any network; its parameters and hooks are left alone.
-        inputs: what a tokenizer returns, [batch, sequence].
+        inputs: what a tokenizer returns, [batch, sequence], or a tensor for a plain module.
         sites: name → site.
 
     Returns:
-        Name → activation, [batch, positions, width], in the network's dtype.
+        Name → activation, [batch, positions, width] (of one head, or of what has no heads) or
+        [batch, positions, heads, width] (of several heads), in the network's dtype. Of ``attention_weight`` the width
+        is the number of keys.
 
     Raises:
         IITKitError: a site or a position that the network or the text does not have.
     """
-    locations = {name: locate(model, site, name) for name, site in sites.items()}
-    columns = {name: _columns(site, inputs, name) for name, site in sites.items()}
     found: dict[str, Tensor] = {}
-
-    def reading(name: str) -> Visit:
-        def visit(hidden: Tensor) -> None:
-            # a copy: what follows may change its input in place
-            found[name] = _gather(hidden, _at(hidden, columns[name], sites[name], name)).clone()
-            if len(found) == len(sites):
-                raise Stopped
-
-        return visit
-
-    if sites:
-        with visiting([(location, reading(name)) for name, location in locations.items()]), stopping():
-            _run(model, inputs)
-    if missing := set(sites) - set(found):
-        raise IITKitError(f"the network never ran {choices(sorted(str(sites[name]) for name in missing))}")
+    _read(model, inputs, sites, found)
     return {name: found[name] for name in sites}
 
 
 def interchange(
     model: nn.Module,
     base: Inputs,
-    source: Inputs | None,
-    alignment: Mapping[str, tuple[Site, Intervention]],
+    source: Inputs | Mapping[str, Inputs] | None,
+    alignment: Alignment,
     *,
     strength: float = 1.0,
     source_positions: Mapping[str, Position | Tensor] | None = None,
@@ -71,7 +60,8 @@ def interchange(
     Args:
         model: any network; its parameters and hooks are left alone.
         base: the inputs that are run.
-        source: the inputs that activations are taken from; None if no intervention needs one.
+        source: the inputs that activations are taken from; None if no intervention needs one. Where placements take
+            theirs from different sources: placement name → inputs.
         alignment: name → (site, intervention). Several at one site apply in the order given.
         strength: ``h + strength · (edit(h) − h)``; 0 installs nothing.
         source_positions: name → position in the source, where that is another than the site's position in the base.
@@ -84,47 +74,158 @@ def interchange(
     """
     if strength == 0 or not alignment:
         return _run(model, base)
+    elsewhere = _elsewhere(source_positions, alignment)
+    sources = by_placement(source, base, list(alignment), _needing(alignment))
+    features: dict[str, Tensor] = {}
+    for given, names in sources:
+        sites = {name: _source_site(alignment[name][0], elsewhere.get(name)) for name in names}
+        features |= collect(model, given, sites)
+        for name in names:
+            if name not in elsewhere:
+                _check_all(alignment[name][0], base, given, name)
+    with visiting(_edits(model, base, alignment, features, strength)):
+        return _run(model, base)
+
+
+def interchange_stages(
+    model: nn.Module,
+    stages: Sequence[tuple[Inputs, Alignment]],
+    *,
+    strength: float = 1.0,
+    source_positions: Mapping[str, Position | Tensor] | None = None,
+) -> Any:
+    """Run inputs one after the other, each with edits that take their activations from the edited run before it.
+
+    Gradients flow through the edits of every stage; the first run has none.
+
+    Args:
+        model: any network; its parameters and hooks are left alone.
+        stages: inputs and alignment of each run; the first run has an empty alignment, the last is the base.
+        strength: as for :func:`interchange`.
+        source_positions: placement name → position in the stage before its own, where that is another than the site's.
+
+    Returns:
+        What the model itself returns for the last inputs.
+
+    Raises:
+        IITKitError: no stage, edits in the first one, or a site or position that does not fit.
+    """
+    if not stages or stages[0][1]:
+        given = f"the first has {choices(stages[0][1])}" if stages else "there are none"
+        raise IITKitError(
+            f"stages: {given}: expected (inputs, alignment) of each run, the first one's empty as no run precedes it"
+        )
+    elsewhere = _elsewhere(source_positions, {name: None for _, alignment in stages for name in alignment})
+    if strength == 0:
+        return _run(model, stages[-1][0])
+    features: dict[str, Tensor] = {}
+    for (inputs, alignment), (following, takers) in pairwise(stages):
+        for name in _needing(takers):
+            if name not in elsewhere:
+                _check_all(takers[name][0], following, inputs, name)
+        sites = {name: _source_site(takers[name][0], elsewhere.get(name)) for name in _needing(takers)}
+        edits, features = _edits(model, inputs, alignment, features, strength), {}
+        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(edits)):
+            _read(model, inputs, sites, features, edits)
+    base, alignment = stages[-1]
+    with visiting(_edits(model, base, alignment, features, strength)):
+        return _run(model, base)
+
+
+def _needing(alignment: Alignment) -> list[str]:
+    return [name for name, (_, intervention) in alignment.items() if intervention.needs_source]
+
+
+def _elsewhere(
+    source_positions: Mapping[str, Position | Tensor] | None, alignment: Mapping[str, Any]
+) -> dict[str, Position | Tensor]:
     elsewhere = dict(source_positions or {})
     if unknown := [name for name in elsewhere if name not in alignment]:
         raise IITKitError(
             f"source_positions names {unknown[0]!r}, which the alignment does not place: it has {choices(alignment)}"
         )
-    needing = {
-        name: replace(site, position=elsewhere.get(name, site.position))
-        for name, (site, intervention) in alignment.items()
-        if intervention.needs_source
-    }
-    if needing and source is None:
-        raise IITKitError(f"{choices(needing)}: the intervention takes activations from a source: give one")
-    features = collect(model, source, needing) if source is not None else {}
+    return elsewhere
+
+
+def _source_site(site: Site, position: Position | Tensor | None) -> Site:
+    return site if position is None else replace(site, position=position)
+
+
+def _read(
+    model: nn.Module,
+    inputs: Inputs,
+    sites: Mapping[str, Site],
+    found: dict[str, Tensor],
+    edits: Sequence[tuple[Location, Visit]] = (),
+) -> None:
+    """Put the activations at sites into ``found``, after the edits; the run stops at the deepest of them."""
+    visits = list(edits)
+    for name, site in sites.items():
+        location = locate(model, site, name)
+        visits.append((location, _reading(name, site, location, _columns(site, inputs, name), found, len(sites))))
+    if sites:
+        with visiting(visits), stopping():
+            _run(model, inputs)
+    if missing := set(sites) - set(found):
+        raise IITKitError(f"the network never ran {choices(sorted(str(sites[name]) for name in missing))}")
+
+
+def _reading(
+    name: str, site: Site, location: Location, columns: Tensor | None, found: dict[str, Tensor], wanted: int
+) -> Visit:
+    def visit(hidden: Tensor, inputs: Tensor | None) -> None:
+        # a copy: what follows may change its input in place
+        found[name] = _gather(hidden, _at(hidden, columns, site, location, name)).clone()
+        if len(found) == wanted:
+            raise Stopped
+
+    return visit
+
+
+def _edits(
+    model: nn.Module, inputs: Inputs, alignment: Alignment, features: Mapping[str, Tensor], strength: float
+) -> list[tuple[Location, Visit]]:
     visits: list[tuple[Location, Visit]] = []
     for name, (site, intervention) in alignment.items():
-        columns = _columns(site, base, name)
-        if name in features and name not in elsewhere:
-            _check_all(site, base, source, name)
-        edit = _editing(name, site, intervention, columns, features.get(name), strength)
-        visits.append((locate(model, site, name), edit))
-    with visiting(visits):
-        return _run(model, base)
+        if intervention.blocks is not None and (site.variable or name) not in intervention.blocks:
+            raise IITKitError(
+                f"{name}: the intervention has a block for each of {choices(intervention.blocks)}: "
+                "name the placement after one of them, or say Site(variable=…)"
+            )
+        location, columns = locate(model, site, name), _columns(site, inputs, name)
+        edit = _editing(name, site, location, intervention, columns, features.get(name), strength)
+        visits.append((location, edit))
+    return visits
 
 
 def _editing(
     name: str,
     site: Site,
+    location: Location,
     intervention: Intervention,
     columns: Tensor | None,
     source: Tensor | None,
     strength: float,
 ) -> Visit:
-    def visit(hidden: Tensor) -> Tensor:
-        where = _at(hidden, columns, site, name)
+    block = (site.variable or name) if intervention.blocks is not None else None
+
+    def visit(hidden: Tensor, inputs: Tensor | None) -> Tensor:
+        where = _at(hidden, columns, site, location, name)
         before = _gather(hidden, where)
         if source is not None and source.shape != before.shape:
             raise IITKitError(
                 f"{name}: the source's activation is {tuple(source.shape)}, the base's {tuple(before.shape)}: "
                 "give as many rows and positions in both"
             )
-        edited: Tensor = intervention(before, source, strength=strength)
+        taken = None if source is None else source.to(before.device)
+        entering = _entering(inputs, where, before, site, name) if intervention.needs_input else None
+        edited: Tensor
+        if site.joint:
+            flat = [None if x is None else x.flatten(1) for x in (before, taken, entering)]
+            _check_joint(flat[0], before, site, intervention, name)
+            edited = intervention(flat[0], flat[1], strength=strength, inputs=flat[2], block=block).view_as(before)
+        else:
+            edited = intervention(before, taken, strength=strength, inputs=entering, block=block)
         if hidden.dim() == 2:
             return edited[:, 0]
         if where is None:
@@ -134,18 +235,40 @@ def _editing(
     return visit
 
 
+def _entering(inputs: Tensor | None, where: Tensor | None, before: Tensor, site: Site, name: str) -> Tensor:
+    """Return the module's own input at the positions, [batch, positions, (heads,) input width]."""
+    if inputs is None:
+        raise IITKitError(
+            f"{name}: the intervention reads the module's input, and {site} has none: place it at a module's output"
+        )
+    found = _gather(inputs, where)
+    # every head sees the same input
+    return found if found.dim() == before.dim() else found[:, :, None].expand(*before.shape[:3], -1)
+
+
+def _check_joint(joined: Tensor | None, before: Tensor, site: Site, intervention: Intervention, name: str) -> None:
+    width = intervention.space.width
+    if joined is not None and width is not None and joined.shape[1] != width:
+        each = joined.shape[1] // before.shape[1]
+        raise IITKitError(
+            f"{name}: the joint intervention was built for {width / each:g} positions of {each}, "
+            f"position {site.position!r} has {before.shape[1]}"
+        )
+
+
 def _rows(hidden: Tensor) -> Tensor:
     return torch.arange(hidden.shape[0], device=hidden.device)[:, None]
 
 
-def _at(hidden: Tensor, columns: Tensor | None, site: Site, name: str) -> Tensor | None:
+def _at(hidden: Tensor, columns: Tensor | None, site: Site, location: Location, name: str) -> Tensor | None:
     """Columns of a site in its activation, [batch, k]; None for all of them.
 
     Where the inputs are no token ids, positions are counted in the activation. One without a sequence, [batch, width],
     has one position.
     """
     rows = hidden.shape[0] if columns is None else columns.shape[0]
-    if hidden.dim() not in (2, 3) or hidden.shape[0] != rows:
+    parted = location.view is not None and location.view.parted
+    if hidden.dim() not in ((4,) if parted else (2, 3)) or hidden.shape[0] != rows:
         raise IITKitError(
             f"{name}: the activation at {site} is {tuple(hidden.shape)}: "
             f"expected [batch, sequence, width] or [batch, width] with a batch of {rows}"
@@ -155,7 +278,7 @@ def _at(hidden: Tensor, columns: Tensor | None, site: Site, name: str) -> Tensor
     if isinstance(site.position, Tensor) or site.position == "all":
         return None
     try:
-        found = resolve(site.position, hidden.shape[1] if hidden.dim() == 3 else 1)
+        found = resolve(site.position, 1 if hidden.dim() == 2 else hidden.shape[1])
     except IITKitError as error:
         raise IITKitError(f"{name}: {error}") from error
     return torch.tensor(found, device=hidden.device).expand(rows, -1)

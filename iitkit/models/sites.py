@@ -12,6 +12,10 @@ from iitkit.errors import IITKitError, choices, did_you_mean
 from iitkit.interventions import Intervention, LowRankSubspace, SiteInfo
 
 Side = Literal["input", "output"]
+Head = int | list[int] | None
+
+OUTSIDE = ("embeddings", "final_norm", "logits")
+"""Components outside the blocks: they have no layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +29,9 @@ class Site:
             integer tensor of columns, [batch, k]. A task's prompts also know their spans by name.
         module: path of any module, e.g. ``"transformer.h.8.mlp"``, instead of layer and component.
         side: which side of that module.
+        head: index of a head, or several; None takes all heads of a component that has them.
+        joint: edit all positions (and heads) as one long vector, instead of each by itself.
+        variable: whose block of a rotation that variables share is edited; the name it is placed under unless said.
     """
 
     layer: int | None = None
@@ -32,11 +39,15 @@ class Site:
     position: int | str | Sequence[int | str] | Tensor = -1
     module: str | None = None
     side: Side = "output"
+    head: Head = None
+    joint: bool = False
+    variable: str | None = None
 
     def __str__(self) -> str:
         if self.module is not None:
             return f"{self.module} ({self.side})"
-        return f"layer {self.layer} {self.component}"
+        where = self.component if self.layer is None else f"layer {self.layer} {self.component}"
+        return where if self.head is None else f"{where} head {self.head}"
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,9 @@ class Placement:
         variable: the causal variable; the placement's own name unless said.
         module: path of any module of the network, instead of layer and component.
         side: which side of that module.
+        head: index of a head, or several, of a component that has heads; each is edited unless joint. All unless said.
+        joint: edit all positions (and heads) of the site as one long vector, instead of each by itself.
+        shared_with: placement whose intervention this one uses: one object, the same weights.
     """
 
     layer: int | None = None
@@ -61,11 +75,16 @@ class Placement:
     variable: str | None = None
     module: str | None = None
     side: Side = "output"
+    head: Head = None
+    joint: bool = False
+    shared_with: str | None = None
 
     @property
     def site(self) -> Site:
         """The site, without the intervention."""
-        return Site(self.layer, self.component, self.position, self.module, self.side)
+        return Site(
+            self.layer, self.component, self.position, self.module, self.side, self.head, self.joint, self.variable
+        )
 
     def build(self, site: SiteInfo) -> Intervention:
         """Build the intervention for a site of these sizes."""
@@ -74,7 +93,14 @@ class Placement:
     def where(self) -> dict[str, Any]:
         """Return the site and the variable as plain values, as checkpoints and artifacts store them."""
         keys = ("module", "side") if self.module is not None else ("layer", "component")
-        return {**{key: getattr(self, key) for key in keys}, "position": self.position, "variable": self.variable}
+        given = {key: getattr(self, key) for key in ("head", "joint", "shared_with")}
+        said = {key: value for key, value in given.items() if value is not None and value is not False}
+        return {
+            **{key: getattr(self, key) for key in keys},
+            **said,
+            "position": self.position,
+            "variable": self.variable,
+        }
 
     @staticmethod
     def from_plain(name: str, plain: Any) -> Placement:
@@ -98,9 +124,15 @@ class Placement:
                     raise IITKitError(
                         f"alignment.{name} has no key {key!r}.{did_you_mean(key, known)} It has: {choices(known)}"
                     )
-        if (values.get("layer") is None) == (values.get("module") is None):
+        outside = values.get("component") in OUTSIDE and values.get("module") is None
+        if not outside and (values.get("layer") is None) == (values.get("module") is None):
             raise IITKitError(f"alignment.{name}: give either layer (with a component) or module")
         given = values.get("intervention", LowRankSubspace)
+        if values.get("shared_with") is not None and given is not LowRankSubspace:
+            raise IITKitError(
+                f"alignment.{name}: it takes the intervention of {values['shared_with']!r} (shared_with): "
+                "leave its own out"
+            )
         if not callable(given):
             spec = {"name": "LowRankSubspace", **given}
 

@@ -31,8 +31,9 @@ from transformers import PreTrainedModel
 
 import iitkit
 from iitkit.errors import IITKitError
-from iitkit.interventions import Intervention, LowRankSubspace, SiteInfo, Vanilla
-from iitkit.models.interchange import collect, interchange
+from iitkit.interventions import Intervention, LoRA, LowRankSubspace, RotatedSubspace, SiteInfo, Skip, Vanilla
+from iitkit.models.anatomy import locate
+from iitkit.models.interchange import collect, interchange, interchange_stages
 from iitkit.models.sites import Site
 
 SIDES: tuple[PadSide, ...] = ("left", "right")
@@ -371,6 +372,230 @@ def test_gradients_reach_the_matrix_and_the_base_but_not_the_source() -> None:
     grads = torch.autograd.grad((found * weights).sum(), leaves)
     assert all(relative(a, b) <= 1e-10 for a, b in zip(grads, expected, strict=True) if float(b.abs().max()) > 1e-8)
     assert float(grads[0].abs().max()) > 1e-3
+
+
+# --- heads, module inputs, several sources, stages ---
+
+
+def test_heads_at_positions_of_ragged_rows() -> None:
+    model = model_of("llama", torch.float64)  # 4 heads of 8, 2 key-value heads
+    untyped: Any = model
+    module = untyped.model.layers[1].self_attn.v_proj
+    for side in SIDES:
+        given = inputs(BASES, side)
+        every = collect(model, given, {"x": Site(1, "head_value_output", [0, -1])})["x"]
+        assert every.shape == (4, 2, 2, 8)
+        for i, row in enumerate(BASES):
+            own = activation(model, row, module).view(len(row), 2, 8)
+            assert relative(every[i], own[[0, -1]]) <= 1e-10
+            for head in (1, [1], [1, 0]):
+                site = Site(1, "head_value_output", [0, -1], head=head)
+                found = collect(model, given, {"x": site})["x"][i]
+                assert relative(found, own[[0, -1]][:, head]) <= 1e-10
+        where = Site(1, "head_value_output", [1, -1], head=1)
+        edit = subspace(3, torch.float64, width=8)
+        found = interchange(model, given, inputs(SOURCES, "right"), {"x": (where, edit)}).logits
+        rotation = rotation_of(edit)
+        assert rotation is not None
+        expected = []
+        for base, source in zip(BASES, SOURCES, strict=True):
+            taken = activation(model, source, module)
+
+            def change(b: Tensor, s: Tensor, rotation: Tensor = rotation) -> Tensor:
+                return torch.cat([b[:8], swap(s[8:], rotation)(b[8:])])
+
+            places = [(1, 1), (len(base) - 1, len(source) - 1)]
+            hooks = [(module, [b], lambda h, s=taken[s]: change(h, s)) for b, s in places]
+            expected.append(logits_of(model, base, hooks))
+        check_rows(found, given["attention_mask"], expected, 1e-10)
+
+
+def lora(width: int, entering: int, seed: int) -> LoRA:
+    generator = torch.Generator().manual_seed(seed)
+    made = LoRA(SiteInfo(width, input_width=entering, generator=generator), rank=2, alpha=6.0).double()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("component", "path", "head"),
+    [
+        ("mlp_output", "mlp", None),
+        ("mlp_activation", "mlp.act_fn", None),
+        ("attention_output", "self_attn.o_proj", None),
+        ("key_output", "self_attn.k_proj", None),
+        ("head_key_output", "self_attn.k_proj", 1),
+        ("head_key_output", "self_attn.k_proj", [1, 0]),
+        ("block_output", "", None),
+    ],
+)
+def test_the_modules_own_input_reaches_the_intervention(component: str, path: str, head: Any) -> None:
+    model: Any = model_of("llama", torch.float64)
+    site = Site(1, component, [1, -1], head=head)
+    location = locate(model, site)
+    assert location.width is not None
+    assert location.input_width is not None
+    edit = lora(location.width, location.input_width, seed=4)
+    matrices = {tuple(parameter.shape): parameter for parameter in edit.parameters()}
+    a, b = matrices[location.input_width, 2], matrices[2, location.width]
+    block = model.model.layers[1]
+    module = block.get_submodule(path) if path else block
+    # the attention's own input is what its query projection is given
+    watched = block.self_attn.q_proj if component == "attention_output" else module
+    expected = []
+    for row in BASES:
+        seen: list[Tensor] = []
+        handle = watched.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0][0]))
+        logits_of(model, row)
+        handle.remove()
+
+        def change(h: Tensor, update: Tensor) -> Tensor:
+            if head is None:
+                return h + update
+            parted = h.view(-1, 8).clone()
+            for one in [head] if isinstance(head, int) else head:
+                parted[one] += update
+            return parted.flatten()
+
+        hooks = [
+            (module, [at], lambda h, update=3.0 * (seen[0][at] @ a) @ b: change(h, update)) for at in (1, len(row) - 1)
+        ]
+        expected.append(logits_of(model, row, hooks))
+    assert relative(expected[0], logits_of(model, BASES[0])) > 1e-3
+    given = inputs(BASES, "left")
+    found = interchange(model, given, None, {"x": (site, edit)})
+    check_rows(found.logits, given["attention_mask"], expected, 1e-10)
+
+
+def test_a_skipped_module_and_one_without_an_input() -> None:
+    model: Any = model_of("llama", torch.float64)
+    given, edit = inputs(BASES, "left"), Skip(SiteInfo(WIDTH, input_width=WIDTH))
+    found = interchange(model, given, None, {"x": (Site(1, position="all"), edit)}).logits
+    expected = []
+    for row in BASES:
+        entering = activation(model, row, model.model.layers[0])
+        hooks = [(model.model.layers[1], [i], lambda h, i=i, entering=entering: entering[i]) for i in range(len(row))]
+        expected.append(logits_of(model, row, hooks))
+    check_rows(found, given["attention_mask"], expected, 1e-10)
+    for site in (Site(1, "mlp_input"), Site(1, "attention_weight", head=0), Site(component="embeddings")):
+        with pytest.raises(IITKitError, match=r"x: the intervention reads the module's input, and .* has none: plac"):
+            interchange(model, given, None, {"x": (site, edit)})
+
+
+def test_placements_may_take_different_sources() -> None:
+    model = model_of("gpt2", torch.float64)
+    modules = [module_of(model, "gpt2", layer, "block_output") for layer in (1, 2)]
+    base, one, other = inputs(BASES, "left"), inputs(SOURCES, "right"), inputs(BASES[::-1], "left")
+    alignment = {"x": (Site(1, position=0), Vanilla()), "y": (Site(2, position=-1), Vanilla())}
+    found = interchange(model, base, {"x": one, "y": other}, alignment).logits
+    expected = []
+    for row, its, others in zip(BASES, SOURCES, BASES[::-1], strict=True):
+        hooks = [
+            (modules[0], [0], swap(activation(model, its, modules[0])[0], None)),
+            (modules[1], [len(row) - 1], swap(activation(model, others, modules[1])[-1], None)),
+        ]
+        expected.append(logits_of(model, row, hooks))
+    check_rows(found, base["attention_mask"], expected, 1e-10)
+    assert torch.equal(
+        interchange(model, base, {"x": one, "y": one}, alignment).logits,
+        interchange(model, base, one, alignment).logits,
+    )
+    with pytest.raises(IITKitError, match="y: the intervention takes activations from a source: give it one"):
+        interchange(model, base, {"x": one}, alignment)
+    with pytest.raises(IITKitError, match=r"source names 'z', which the alignment does not place\. It has x, y"):
+        interchange(model, base, {"x": one, "y": one, "z": one}, alignment)
+    net = mlp()
+    b, s, t = torch.randn(3, 7, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+    places = {"x": (Site(module="1"), Vanilla()), "y": (Site(module="3"), Vanilla())}
+    with torch.no_grad():
+        assert torch.equal(interchange(net, b, {"x": s, "y": t}, places), net(t))
+
+
+def test_stages_pass_edited_activations_on() -> None:
+    model = model_of("gpt2", torch.float64)
+    low, high = (module_of(model, "gpt2", layer, "block_output") for layer in (1, 2))
+    first, second, base = SOURCES, BASES[::-1], BASES
+    edit = subspace(3, torch.float64)
+    rotation = rotation_of(edit)
+    stages: list[tuple[dict[str, Tensor], dict[str, tuple[Site, Intervention]]]] = [
+        (inputs(first, "left"), {}),
+        (inputs(second, "right"), {"low": (Site(1, position=0), edit)}),
+        (inputs(base, "left"), {"high": (Site(2, position=[0, -1]), Vanilla())}),
+    ]
+    found = interchange_stages(model, stages).logits
+    expected: list[Tensor] = []
+    unedited: list[Tensor] = []
+    for one, two, row in zip(first, second, base, strict=True):
+        edited = [(low, [0], swap(activation(model, one, low)[0], rotation))]
+        seen: list[Tensor] = []
+        handle = high.register_forward_hook(lambda _, __, output, seen=seen: seen.append(output[0]))
+        logits_of(model, two, edited)
+        logits_of(model, two)
+        handle.remove()
+        for taken, logits in zip(seen, (expected, unedited), strict=True):
+            hooks = [(high, [b], swap(taken[s], None)) for b, s in ((0, 0), (len(row) - 1, len(two) - 1))]
+            logits.append(logits_of(model, row, hooks))
+    check_rows(found, stages[2][0]["attention_mask"], expected, 1e-10)
+    assert relative(expected[0], unedited[0]) > 1e-3
+    found.sum().backward()  # through the edited run of the second stage
+    free = next(edit.parameters()).grad
+    assert free is not None
+    assert float(free.abs().max()) > 1e-6
+    # one stage more is one source: interchange itself
+    two_stages = interchange_stages(model, [stages[0], stages[2]], source_positions={"high": [-1, 0]})
+    same = interchange(model, stages[2][0], stages[0][0], stages[2][1], source_positions={"high": [-1, 0]})
+    assert torch.equal(two_stages.logits, same.logits)
+    assert torch.equal(
+        interchange_stages(model, stages, strength=0).logits, interchange(model, stages[2][0], None, {}).logits
+    )
+
+
+def test_a_site_that_a_stage_edits_is_taken_as_edited() -> None:
+    model = model_of("gpt2", torch.float64)
+    where = Site(1, position=0)
+    stages: list[tuple[dict[str, Tensor], dict[str, tuple[Site, Intervention]]]] = [
+        (inputs(SOURCES, "left"), {}),
+        (inputs(BASES[::-1], "left"), {"x": (where, Vanilla())}),
+        (inputs(BASES, "left"), {"x": (where, Vanilla())}),
+    ]
+    found = interchange_stages(model, stages).logits  # handed through the second run
+    assert torch.equal(found, interchange(model, stages[2][0], stages[0][0], stages[2][1]).logits)
+
+
+def test_stages_that_do_not_fit() -> None:
+    model = model_of("gpt2")
+    given, alignment = inputs(BASES, "left"), {"x": (Site(1), Vanilla())}
+    with pytest.raises(IITKitError, match=r"stages: there are none: expected \(inputs, alignment\) of each run"):
+        interchange_stages(model, [])
+    with pytest.raises(IITKitError, match=r"stages: the first has x: expected .* the first one's empty as no run"):
+        interchange_stages(model, [(given, alignment)])
+    with pytest.raises(IITKitError, match="source_positions names 'y', which the alignment does not place: it has x"):
+        interchange_stages(model, [(given, {}), (given, alignment)], source_positions={"y": 0})
+    everywhere = {"x": (Site(1, position="all"), Vanilla())}
+    with pytest.raises(IITKitError, match="x: position 'all' needs prompts of equal lengths in base and source"):
+        interchange_stages(model, [(inputs(SOURCES, "left"), {}), (given, everywhere)])
+
+
+def test_blocks_of_a_shared_rotation_go_by_the_placements_names() -> None:
+    model = model_of("gpt2", torch.float64)
+    module = module_of(model, "gpt2", 1, "block_output")
+    made = RotatedSubspace(
+        SiteInfo(WIDTH, generator=torch.Generator().manual_seed(0)), coordinates={"x": 2, "y": 3}
+    ).double()
+    matrix = next(parameter for parameter in made.parameters() if parameter.shape == (WIDTH, WIDTH))
+    rotation = gram_schmidt(matrix)
+    given, source = inputs(BASES, "left"), inputs(SOURCES, "left")
+    for name, columns_ in (("x", [0, 1]), ("y", [2, 3, 4])):
+        found = interchange(model, given, source, {name: (Site(1), made)}).logits
+        expected = [
+            logits_of(model, row, [(module, [len(row) - 1], swap(taken[-1], rotation[:, columns_]))])
+            for row, taken in zip(BASES, (activation(model, s, module) for s in SOURCES), strict=True)
+        ]
+        check_rows(found, given["attention_mask"], expected, 1e-9)
+    with pytest.raises(IITKitError, match="z: the intervention has a block for each of x, y: name the placement after"):
+        interchange(model, given, source, {"z": (Site(1), made)})
 
 
 # --- any module ---
