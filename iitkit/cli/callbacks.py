@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,20 @@ import iitkit
 from iitkit.analysis.controls import random_subspaces
 from iitkit.analysis.table import format_table, with_intervals
 from iitkit.data import CounterfactualDataModule
+from iitkit.data.pool import Pairs, Pool
 from iitkit.data.report import data_report
 from iitkit.hub import save
 from iitkit.interventions import Vanilla
 from iitkit.metrics import label_chance
+from iitkit.models.placing import site_info
+from iitkit.models.runs import grouped
 from iitkit.modules import InterventionModule
 
 JUDGED = 100
 """Prompts of each split that the data report runs the base model on."""
+
+COVARIANCE = 128
+"""Training pairs whose sources' activations give the random subspaces their covariance."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -113,16 +120,24 @@ class Report(Callback):
         """Make the controls: the full-vector swap, and random subspaces of the trained ranks."""
         module, data = parts(trainer)
         module.controls = {"full_vector": [[Vanilla() for _ in module.edits]]}
-        ranks = [getattr(edit, "rank", None) for edit in module.edits]
-        if not all(isinstance(rank, int) for rank in ranks):
+        if not all(edit.needs_source for edit in module.edits):
+            return
+        ranks = [round(edit.effective_size() or 0) for edit in module.edits]
+        if min(ranks) == 0:
             return
         generator = torch.Generator().manual_seed(data.seed)
         seen: list[list[torch.Tensor]] = [[] for _ in ranks]
-        for _, batch in zip(range(1 if trainer.fast_dev_run else 8), data.train_dataloader(), strict=False):  # type: ignore[attr-defined]
-            for kept, features in zip(seen, module.runner.prepare(batch.to(module.device)).features, strict=True):
-                kept.append(features)
+        left = data.batch_size if trainer.fast_dev_run else COVARIANCE  # type: ignore[attr-defined]
+        for batch in data.every_pair("train"):  # the same in every process
+            everywhere = replace(batch.to(module.device), active=torch.ones_like(batch.active, device=module.device))
+            together = zip(seen, module.runner.prepare(everywhere).features, module.locations.values(), strict=True)
+            for kept, features, location in together:
+                kept.append(grouped(location, features))
+            left -= len(batch)
+            if left <= 0:
+                break
         drawn = [
-            random_subspaces(torch.cat(kept), int(rank or 1), self.draws, generator)
+            random_subspaces(torch.cat(kept), rank, self.draws, generator)
             for kept, rank in zip(seen, ranks, strict=True)
         ]
         module.controls["random_subspace"] = [list(edits) for edits in zip(*drawn, strict=True)]
@@ -160,7 +175,7 @@ class Report(Callback):
         ]
         sites = "; ".join(
             f"{name} = {placement.variable} at {module.locations[name].label}, position {placement.position}: "
-            f"{module.interventions[name].title}"
+            + (f"shared with {placement.shared_with}" if placement.shared_with else module.intervention(name).title)
             for name, placement in module.alignment.items()
         )
         accuracy = ", ".join(
@@ -168,9 +183,15 @@ class Report(Callback):
             for split in data.tested
             if f"{split}/task_accuracy" in metrics
         )
+        sizes = ", ".join(
+            f"{name} {metrics[f'test/size/{name}']:.0f} of {module.intervention(name).space.size}"
+            for name in module.sizes()
+            if f"test/size/{name}" in metrics
+        )
         return (
             f"\nIIA, 95 % Wilson intervals and counts ({sites})\n{format_table(metrics, rows)}\n"
             f"base model's task accuracy: {accuracy}; label chance {metrics['test/label_chance']:.3f}"
+            + (f"\nsize of the hardened mask: {sizes}" if sizes else "")
         )
 
 
@@ -189,7 +210,7 @@ def release(
         dict(zip(module.alignment, module.edits, strict=True)),
         {name: placement.where() for name, placement in module.alignment.items()},
         module.identity,
-        {name: int(location.width or 0) for name, location in module.locations.items()},
+        {name: site_info(location) for name, location in module.locations.items()},
         task=data.task.name,
         variables={
             name: [str(value) for value in domain.values] for name, domain in domains.items() if domain.complete
@@ -198,6 +219,15 @@ def release(
         metrics=dict(metrics),
         versions={"iitkit": iitkit.__version__, "torch": torch.__version__},
     )
+
+
+def _sources(data: CounterfactualDataModule, pool: Pool, pairs: Pairs, i: int) -> dict[str, Any]:
+    """A pair's source and variable, or lists of them where it has several."""
+    texts = [pool.prompts[row].text for row in pairs.sources[i].tolist()]
+    names = [data.variables[v] for v in pairs.variables[i].tolist()]
+    if len(texts) == 1:
+        return {"source": texts[0], "variable": names[0]}
+    return {"sources": texts, "variables": [list(s) for s in data.design.stages] or names}
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -219,8 +249,7 @@ class PredictionWriter(BasePredictionWriter):
                 answers = pairs.candidates[i]
                 line = {
                     "base": pool.prompts[int(pairs.base[i])].text,
-                    "source": pool.prompts[int(pairs.source[i])].text,
-                    "variable": data.variables[int(pairs.variable[i])],
+                    **_sources(data, pool, pairs, i),
                     "label": answers[pairs.label[i]],
                     "prediction": answers[int(predicted)],
                     "flipped": bool(pairs.flipped[i]),

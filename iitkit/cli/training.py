@@ -19,7 +19,7 @@ import lightning.pytorch as pl
 import torch
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -27,6 +27,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import iitkit.tasks  # noqa: F401 - makes the tasks known by their short names
 from iitkit.cli.callbacks import DataReport, Interrupted, PredictionWriter, Report
 from iitkit.cli.files import config_names
+from iitkit.cli.keeping import Kept, Patient
 from iitkit.cli.parser import Parser
 from iitkit.data import CounterfactualDataModule
 from iitkit.errors import IITKitError, choices
@@ -121,25 +122,9 @@ def own_callbacks(root: str, given: Sequence[Callback]) -> list[Callback]:
     best = Kept(folder, filename="best", monitor="val/iia_flipped", mode="max", enable_version_counter=False)
     # Lightning's save_last=True only copies the best; and last.ckpt must hold what best and EarlyStopping know
     last = Kept(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-    own += [best, last, EarlyStopping("val/iia_flipped", mode="max", patience=3, check_finite=False)]
+    own += [best, last, Patient("val/iia_flipped", mode="max", patience=3, check_finite=False)]
     kinds = tuple(type(callback) for callback in given)
     return [callback for callback in own if not isinstance(callback, kinds)]
-
-
-class Kept(ModelCheckpoint):
-    """Finds its files in the run's folder also where that has moved since they were written."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a state, its files as they are found here."""
-        name, score = Path(state_dict["best_model_path"]).name, state_dict["best_model_score"]
-        here = Path(self.dirpath or "") / name
-        if not name or here.is_file():
-            path = str(here) if name else ""
-            moved: dict[str, Any] = {"dirpath": self.dirpath, "best_model_path": path, "last_model_path": ""}
-            if score is not None:
-                moved |= {"best_k_models": {path: score}, "kth_best_model_path": path}
-            state_dict = {**state_dict, **moved}
-        super().load_state_dict(state_dict)
 
 
 class RunLog(CSVLogger):

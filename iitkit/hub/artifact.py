@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -22,9 +23,10 @@ from iitkit.interventions import Intervention, SiteInfo
 from iitkit.models.sites import Site
 
 SCHEMA = 1
+SIZES = ("width", "input_width", "heads", "positions")
 CONFIG, WEIGHTS = "config.json", "interventions.safetensors"
-LARGEST = 64 * 2**20
-"""Bytes of the largest file that is read."""
+LARGEST = {CONFIG: 16 * 2**20, WEIGHTS: 4 * 2**30}
+"""Bytes of the largest files that are read; a sparse autoencoder's weights are the largest there are."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Artifact:
         placed = {}
         for name, intervention in self.interventions.items():
             where = self.config["placements"][name]
-            site = {key: where[key] for key in ("layer", "component", "module", "side", "position") if key in where}
+            keys = ("layer", "component", "module", "side", "head", "joint", "variable")
+            site = {key: where[key] for key in keys if key in where}
             placed[name] = (Site(**{**site, "position": given.get(name, where["position"])}), intervention)
         return placed
 
@@ -89,7 +92,8 @@ class Artifact:
     def __str__(self) -> str:
         lines = [f"artifact of {self.config['base']['id']} ({self.config.get('task') or 'no task'})"]
         lines += [
-            f"  {name}: {where['variable']} at {_place(where)}, {where['intervention']['name']}"
+            f"  {name}: {where['variable']} at {_place(where)}, "
+            + (f"shared with {where['shared_with']}" if "shared_with" in where else where["intervention"]["name"])
             for name, where in self.config["placements"].items()
         ]
         return "\n".join(lines)
@@ -105,17 +109,17 @@ def save(
     interventions: Mapping[str, Intervention],
     placements: Mapping[str, Mapping[str, Any]],
     base: Mapping[str, Any],
-    widths: Mapping[str, int],
+    sites: Mapping[str, SiteInfo],
     **more: Any,
 ) -> Path:
     """Write an artifact: to a temporary folder first, which then takes the name.
 
     Args:
         folder: the artifact's folder; one that is there is replaced.
-        interventions: placement name → trained intervention.
+        interventions: placement name → trained intervention; of one that is shared only its owner's is written.
         placements: placement name → site and variable as plain values.
         base: the base model's identity.
-        widths: placement name → size of the activation.
+        sites: placement name → the sizes that the intervention was built for.
         more: further plain values for config.json: task, variables, metrics, ….
 
     Raises:
@@ -125,6 +129,7 @@ def save(
     tensors = {
         f"{name}.{key}": value.contiguous()
         for name, intervention in interventions.items()
+        if "shared_with" not in placements[name]
         for key, value in intervention.released().state_dict().items()
     }
     weights = save_tensors(tensors, metadata={"format": "pt"})
@@ -133,7 +138,7 @@ def save(
         "schema": SCHEMA,
         "base": dict(base),
         "placements": {
-            name: {**where, "width": widths[name], "intervention": interventions[name].spec()}
+            name: {**where, **_sizes(sites[name]), **({} if "shared_with" in where else _spec(interventions[name]))}
             for name, where in placements.items()
         },
         "sha256": hashlib.sha256(weights).hexdigest(),
@@ -161,11 +166,26 @@ def save(
     return target
 
 
-def load(path: str | os.PathLike[str]) -> Artifact:
+def _sizes(site: SiteInfo) -> dict[str, int]:
+    sizes = {"width": site.width}
+    if site.input_width is not None:
+        sizes["input_width"] = site.input_width
+    return sizes | {key: n for key in ("heads", "positions") if (n := getattr(site, key)) != 1}
+
+
+def _spec(intervention: Intervention) -> dict[str, Any]:
+    package = type(intervention).__module__.partition(".")[0]
+    foreign = {} if package == "iitkit" else {"package": package}
+    return {"intervention": intervention.spec(), **foreign}
+
+
+def load(path: str | os.PathLike[str], allow: Sequence[str] = ()) -> Artifact:
     """Load trained interventions.
 
     Args:
         path: an artifact's folder, or a run's folder that holds one.
+        allow: packages of your own that may be imported if the artifact says that an intervention comes from them.
+            Nothing that an artifact names is imported otherwise.
 
     Raises:
         IITKitError: a folder that holds no artifact, or one that is damaged, foreign or of a newer iitkit.
@@ -177,7 +197,7 @@ def load(path: str | os.PathLike[str]) -> Artifact:
         file = folder / name
         if not file.is_file():
             raise IITKitError(f"{folder} is no artifact: it has no {name}. Give the folder that `iitkit fit` wrote")
-        if file.stat().st_size > LARGEST:
+        if file.stat().st_size > LARGEST[name]:
             raise IITKitError(f"{file} has {file.stat().st_size} bytes, more than any artifact: it is not read")
     config = _read_config(folder / CONFIG)
     weights = (folder / WEIGHTS).read_bytes()
@@ -187,16 +207,38 @@ def load(path: str | os.PathLike[str]) -> Artifact:
         tensors = load_tensors(weights)
     except SafetensorError as error:
         raise IITKitError(f"{folder / WEIGHTS} cannot be read: {error}") from error
-    interventions = {}
+    interventions: dict[str, Intervention] = {}
     for name, where in config["placements"].items():
         own = {key.removeprefix(f"{name}."): tensors.pop(key) for key in list(tensors) if key.startswith(f"{name}.")}
-        try:
-            interventions[name] = Intervention.from_spec(where["intervention"], SiteInfo(width=where["width"]), own)
-        except (IITKitError, TypeError) as error:
-            raise IITKitError(f"{folder}: placement {name!r}: {error}") from error
+        if "shared_with" not in where:
+            try:
+                interventions[name] = _rebuilt(where, own, allow)
+            except (IITKitError, TypeError, ValueError) as error:
+                raise IITKitError(f"{folder}: placement {name!r}: {error}") from error
+    for name, where in config["placements"].items():
+        if "shared_with" in where:
+            if where["shared_with"] not in interventions:
+                raise IITKitError(
+                    f"{folder}: placement {name!r} shares with {where['shared_with']!r}, which is not there"
+                )
+            interventions[name] = interventions[where["shared_with"]]
+    interventions = {name: interventions[name] for name in config["placements"]}
     if tensors:
         raise IITKitError(f"{folder / WEIGHTS} holds tensors of no placement: {choices(sorted(tensors))}")
     return Artifact(config, interventions)
+
+
+def _rebuilt(where: Mapping[str, Any], tensors: dict[str, Tensor], allow: Sequence[str]) -> Intervention:
+    package, name = where.get("package"), where["intervention"].get("name")
+    if isinstance(package, str) and name not in Intervention.registry:
+        if package not in allow:
+            raise IITKitError(
+                f"intervention {name!r} comes from package {package!r}: import it first, or say "
+                f"iitkit.load(…, allow=[{package!r}]) if you trust it"
+            )
+        importlib.import_module(package)
+    sizes = {key: where[key] for key in SIZES if key in where}
+    return Intervention.from_spec(where["intervention"], SiteInfo(**sizes), tensors)
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -219,10 +261,9 @@ def _read_config(file: Path) -> dict[str, Any]:
         and isinstance(config.get("sha256"), str)
         and all(
             isinstance(where, dict)
-            and {"position", "variable", "intervention"} <= set(where)
-            and isinstance(where["intervention"], dict)
-            and type(where.get("width")) is int
-            and 0 < where["width"] < 2**20
+            and {"position", "variable", "width"} <= set(where)
+            and (isinstance(where.get("intervention"), dict) or isinstance(where.get("shared_with"), str))
+            and all(type(where[key]) is int and 0 < where[key] < 2**24 for key in SIZES if key in where)
             and ({"layer", "component"} <= set(where) or {"module", "side"} <= set(where))
             for where in placements.values()
         )

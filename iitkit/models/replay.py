@@ -54,6 +54,8 @@ def make_runner(model: nn.Module, locations: Sequence[Location], replay: str) ->
         reason = "an encoder-decoder"
     elif any(location.block is None for location in locations):
         reason = "a site outside the blocks"
+    elif away := [location.label for location in locations if not location.replays]:
+        reason = f"{away[0]} depends on how many tokens stand before it"
     elif any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         reason = "gradient checkpointing"
     else:
@@ -198,7 +200,7 @@ class Replay:
         if self.first > 0:
             below = self.blocks[self.first - 1]
             visits.append(
-                (Location(below, "output", None, True, None, "entry"), lambda hidden: entering.append(hidden))
+                (Location(below, "output", None, True, None, "entry"), lambda hidden, inputs: entering.append(hidden))
             )
         for p, location in enumerate(self.locations):
             visits.append((location, _reading(features, p, n, positions[:, p])))
@@ -266,7 +268,7 @@ class Replay:
 
 
 def _reading(features: dict[int, Tensor], p: int, rows: Tensor, columns: Tensor) -> Visit:
-    def visit(hidden: Tensor) -> None:
+    def visit(hidden: Tensor, inputs: Tensor | None) -> None:
         features[p] = hidden[rows, columns]
 
     return visit
@@ -339,7 +341,7 @@ class ReplayPrepared:
         visits: list[tuple[Location, Visit]] = []
         if interventions is not None:
             together = zip(replay.locations, interventions, self.selections, self.features, strict=True)
-            visits = [(location, editing(chosen, edit, given)) for location, edit, chosen, given in together]
+            visits = [(location, editing(location, chosen, edit, given)) for location, edit, chosen, given in together]
         cache = self._cache()
         with (
             replay.entering(self.hidden),

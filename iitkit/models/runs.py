@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from iitkit.batch import IGNORED, Batch, Tokens
 from iitkit.errors import IITKitError
-from iitkit.interventions import Intervention, SiteInfo
-from iitkit.models.anatomy import Location, locate
+from iitkit.interventions import Intervention
+from iitkit.models.anatomy import Location
 from iitkit.models.editing import Stopped, Visit, stopping, visiting
-from iitkit.models.sites import Placement
 
 
 @dataclass(frozen=True)
@@ -56,31 +55,6 @@ def select(batch: Batch) -> list[Selection]:
     return selections
 
 
-def place(
-    model: nn.Module, alignment: Mapping[str, Placement], generator: torch.Generator | None = None
-) -> tuple[dict[str, Location], dict[str, Intervention]]:
-    """Find every placement's site in a network and build its intervention.
-
-    Args:
-        model: the network.
-        alignment: placement name → where it lives.
-        generator: draws the starts.
-
-    Raises:
-        IITKitError: a site that the network does not have, or options that do not fit the site.
-    """
-    locations = {name: locate(model, p.site, f"alignment.{name}") for name, p in alignment.items()}
-    interventions = {}
-    for name, location in locations.items():
-        if location.width is None:
-            raise IITKitError(f"alignment.{name}: the width of {location.label} is not known: name a linear module")
-        try:
-            interventions[name] = alignment[name].build(SiteInfo(width=location.width, generator=generator))
-        except IITKitError as error:
-            raise IITKitError(f"alignment.{name}.intervention: {error}") from error
-    return locations, interventions
-
-
 def call(model: nn.Module, tokens: Tokens, **extra: Any) -> Any:
     """Run a network on tokens, with the position ids that its padding asks for."""
     arguments: dict[str, Any] = {"input_ids": tokens.ids, "attention_mask": tokens.mask, "use_cache": False, **extra}
@@ -110,16 +84,70 @@ def head_at(model: nn.Module, columns: Tensor | None) -> Iterator[None]:
         handle.remove()
 
 
-def editing(selection: Selection, intervention: Intervention, features: Tensor) -> Visit:
-    """Return the visit that edits the selected entries with their sources' ``features`` [M, width]."""
+def editing(location: Location, selection: Selection, intervention: Intervention, features: Tensor) -> Visit:
+    """Return the visit that edits the selected entries with their sources' ``features`` [M, width].
 
-    def visit(hidden: Tensor) -> Tensor | None:
+    Args:
+        location: the placement's location; ``joined`` positions of a row are one vector.
+        selection: the entries.
+        intervention: edits them.
+        features: the sources' activations, [M, (heads,) width].
+    """
+    block = location.variable if intervention.blocks is not None else None
+
+    def visit(hidden: Tensor, inputs: Tensor | None) -> Tensor | None:
         if selection.rows.numel() == 0:
             return None
         where = (selection.rows, selection.columns)
-        return hidden.index_put(where, intervention(hidden[where], features.to(hidden.dtype)))
+        before = hidden[where]
+        source = features.to(hidden.dtype) if intervention.needs_source else None
+        entering = module_input(location, inputs, where) if intervention.needs_input else None
+        if location.joined:
+            groups = _rows_joined(location, selection)
+            edited = intervention(
+                before.reshape(groups, -1),
+                None if source is None else source.reshape(groups, -1),
+                inputs=None if entering is None else entering.reshape(groups, -1),
+                block=block,
+            ).reshape(before.shape)
+        else:
+            if entering is not None and before.dim() > entering.dim():  # every head sees the same input
+                entering = entering[:, None].expand(*before.shape[:2], -1)
+            edited = intervention(before, source, inputs=entering, block=block)
+        return hidden.index_put(where, edited)
 
     return visit
+
+
+def module_input(location: Location, inputs: Tensor | None, where: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the module's own input at the entries, [M, input width].
+
+    Raises:
+        IITKitError: a site that is a module's input itself.
+    """
+    if inputs is None:
+        raise IITKitError(
+            f"{location.label}: the intervention reads the module's input, and the site has none: "
+            "place it at a module's output"
+        )
+    return inputs[where]
+
+
+def grouped(location: Location, features: Tensor) -> Tensor:
+    """Return entries [M, (heads,) width] as the vectors that the location's intervention sees, [*, width]."""
+    return features.reshape(len(features) // location.joined, -1) if location.joined else features.flatten(0, -2)
+
+
+def _rows_joined(location: Location, selection: Selection) -> int:
+    """Return the number of rows, after a check that each has as many positions as the intervention was built for."""
+    rows, positions = torch.unique_consecutive(selection.rows, return_counts=True)
+    if not bool((positions == location.joined).all()):
+        given = sorted(set(positions.tolist()) - {location.joined})
+        raise IITKitError(
+            f"{location.label}: the joint intervention was built for {location.joined} positions, "
+            f"a row has {given[0]}: give prompts that have them all"
+        )
+    return len(rows)
 
 
 class Prepared(Protocol):
@@ -175,7 +203,7 @@ class PlainRunner:
             def visit(p: int, hidden: Tensor, wanted: list[Tensor] = wanted, left: set[int] = left) -> None:
                 chosen, entries = selections[p], wanted[p]
                 if features[p] is None:
-                    features[p] = hidden.new_empty(chosen.rows.shape[0], hidden.shape[-1])
+                    features[p] = hidden.new_empty(chosen.rows.shape[0], *hidden.shape[2:])
                 kept = features[p]
                 assert kept is not None
                 kept[entries] = hidden[chosen.rows[entries], chosen.source_columns[entries]]
@@ -191,7 +219,7 @@ class PlainRunner:
 
 
 def _bound(visit: Any, p: int) -> Visit:
-    return lambda hidden: visit(p, hidden)
+    return lambda hidden, inputs: visit(p, hidden)
 
 
 @dataclass(frozen=True)
@@ -212,7 +240,7 @@ class PlainPrepared:
             ):
                 if copies > 1:
                     selection, features = selection.repeated(copies), features.repeat_interleave(copies, 0)
-                visits.append((location, editing(selection, intervention, features)))
+                visits.append((location, editing(location, selection, intervention, features)))
         base = self.base if copies == 1 else self.base.repeated(copies)
         columns = base.last[:, None] + torch.arange(continuation.shape[1] + 1, device=base.ids.device)
         with visiting(visits), head_at(self.runner.model, columns):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -18,9 +19,12 @@ from iitkit.interventions import Intervention
 from iitkit.metrics import IIA
 from iitkit.models.anatomy import Location
 from iitkit.models.loading import base_identity, load_base, load_tokenizer
+from iitkit.models.placing import place
 from iitkit.models.replay import make_runner
-from iitkit.models.runs import PlainPrepared, PlainRunner, Prepared, Runner, candidate_scores, label_logits, place
+from iitkit.models.runs import PlainPrepared, PlainRunner, Prepared, Runner, candidate_scores, label_logits
 from iitkit.models.sites import Placement
+from iitkit.models.stages import StagedRunner
+from iitkit.modules.fitting import fit_to_data
 
 BASE_PREFIX = "base_model."
 SCHEMA = 1
@@ -41,6 +45,8 @@ class InterventionModule(pl.LightningModule):
 
     base_model: nn.Module
     interventions: nn.ModuleDict
+    stages: Sequence[Sequence[str]] = ()
+    """Placements of each stage of source 0 → source 1 → … → base; empty for one stage."""
 
     def __init__(
         self,
@@ -89,22 +95,48 @@ class InterventionModule(pl.LightningModule):
         locations, interventions = place(model, self.alignment, torch.Generator().manual_seed(seed))
         self.identity = base_identity(self.base, model)
         self.base_model = model
-        self.interventions = nn.ModuleDict(interventions)
+        # of placements that share one intervention only its owner: it is stored and trained once
+        own = {name: found for name, found in interventions.items() if self.alignment[name].shared_with is None}
+        self.interventions = nn.ModuleDict(own)
         self.locations = locations
 
     @property
     def edits(self) -> list[Intervention]:
-        """The trained interventions, in the alignment's order."""
-        found = [self.interventions[name] for name in self.alignment]
-        assert all(isinstance(intervention, Intervention) for intervention in found)
-        return found  # type: ignore[return-value]
+        """The trained interventions, one for each placement in the alignment's order."""
+        return [self.intervention(name) for name in self.alignment]
+
+    @property
+    def own_edits(self) -> list[Intervention]:
+        """The trained interventions, each once."""
+        return [self.intervention(name) for name in self.interventions]
+
+    def intervention(self, placement: str) -> Intervention:
+        """Return a placement's intervention, its own or the one that it shares."""
+        found = self.interventions[self.alignment[placement].shared_with or placement]
+        assert isinstance(found, Intervention)
+        return found
 
     @property
     def runner(self) -> Runner:
         """How batches are run: with replay where it holds."""
         if self._runner is None:
-            self._runner = make_runner(self.base_model, list(self.locations.values()), self.replay)
+            locations = list(self.locations.values())
+            self._runner = (
+                StagedRunner(self.base_model, locations)
+                if self.stages
+                else make_runner(self.base_model, locations, self.replay)
+            )
         return self._runner
+
+    @property
+    def isolates(self) -> bool:
+        """Whether each pair also needs the label under another variable's interchange."""
+        return False
+
+    @property
+    def settled(self) -> bool:
+        """Whether a checkpoint of now is of what is trained for: no schedule is still on its way."""
+        return True
 
     def train(self, mode: bool = True) -> InterventionModule:
         """Put the interventions in training mode; the base model's dropout stays off."""
@@ -123,6 +155,27 @@ class InterventionModule(pl.LightningModule):
         prepared = PlainPrepared(PlainRunner(self.base_model, []), tokens.to(device), [], [])
         return candidate_scores(prepared, None, candidates.to(device)).argmax(1) == label.to(device)
 
+    # --- what must see data first ---
+
+    def fit_to_data(self) -> None:
+        """Show the training prompts to interventions that need data first (PCA, means, the scale of noise)."""
+        if any(edit.unfitted for edit in self.own_edits):
+            self.to(self.trainer.strategy.root_device)
+            batches = self.trainer.datamodule.every_pair("train")  # type: ignore[attr-defined]
+            fit_to_data(self.edits, list(self.locations.values()), self.runner, batches, self.device)
+
+    def on_fit_start(self) -> None:
+        """Fit to data what needs it; a checkpoint to resume from has brought it along."""
+        self.fit_to_data()
+
+    def on_test_start(self) -> None:
+        """Fit to data what needs it and has not been trained."""
+        self.fit_to_data()
+
+    def on_predict_start(self) -> None:
+        """Fit to data what needs it and has not been trained."""
+        self.fit_to_data()
+
     # --- steps ---
 
     def loss(self, batch: Batch, prepared: Prepared) -> tuple[Tensor, Tensor]:
@@ -131,7 +184,11 @@ class InterventionModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Train on a batch of pairs."""
-        loss, logits = self.loss(batch, self.runner.prepare(batch))
+        prepared = self.runner.prepare(batch)
+        with ExitStack() as stack:  # each rotation and mask is computed once a step
+            for edit in self.own_edits:
+                stack.enter_context(edit.held())
+            loss, logits = self.loss(batch, prepared)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         if batch.candidates.shape[2] == 1:  # multi-token candidates would each need a run
             with torch.no_grad():
@@ -170,6 +227,15 @@ class InterventionModule(pl.LightningModule):
         self.val_iia.reset()
         for key in ("iia", "iia_flipped", "iia_kept", "top1"):
             self.log(f"val/{key}", values[key].float(), prog_bar=key in ("iia", "iia_flipped"))
+        for name, size in self.sizes().items():
+            self.log(f"val/size/{name}", size)
+
+    def sizes(self) -> dict[str, float]:
+        """Return how many coordinates each learned mask takes in when it is hard."""
+        found = {name: self.intervention(name) for name in self.interventions}
+        return {
+            name: float(edit.effective_size() or 0.0) for name, edit in found.items() if edit.temperature is not None
+        }
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measure the trained interventions, the controls and the unedited base on a batch of pairs."""
@@ -196,6 +262,8 @@ class InterventionModule(pl.LightningModule):
                 self.log(f"{key.removeprefix('plain/')}/task_accuracy", values["iia"].float())
             else:
                 self.log_dict({f"{key}/{name}": value.float() for name, value in values.items()})
+        for name, size in self.sizes().items():
+            self.log(f"test/size/{name}", size)
         self.test_metrics = {}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -207,14 +275,18 @@ class InterventionModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Give the optimizer what trains, and nothing else."""
-        trained = [parameter for parameter in self.interventions.parameters() if parameter.requires_grad]
-        if not trained:
-            names = choices(type(intervention).__name__ for intervention in self.edits)
+        groups = self.parameter_groups()
+        if not any(group["params"] for group in groups):
+            names = choices(type(intervention).__name__ for intervention in self.own_edits)
             raise IITKitError(f"nothing to train in {names}: run `iitkit test` instead, or choose another intervention")
-        optimizer = self.optimizer(trained)
+        optimizer = self.optimizer(groups)
         if self.lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return what trains, as groups for the optimizer; a parameter that placements share stands once."""
+        return [{"params": [parameter for parameter in self.interventions.parameters() if parameter.requires_grad]}]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return everything of ours, buffers too, and nothing of the base model."""
@@ -243,7 +315,10 @@ class InterventionModule(pl.LightningModule):
     def plain(self) -> dict[str, Any]:
         """Return what this module is as plain values: arguments for ``__init__``, without the optimizer."""
         alignment = {
-            name: {**placement.where(), "intervention": self.interventions[name].spec()}  # type: ignore[operator]
+            name: {
+                **placement.where(),
+                **({} if placement.shared_with else {"intervention": self.intervention(name).spec()}),
+            }
             for name, placement in self.alignment.items()
         }
         return {"base": self.base, "alignment": alignment, "dtype": self.dtype_name}

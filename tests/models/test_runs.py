@@ -33,7 +33,8 @@ from iitkit.batch import IGNORED, Tokens
 from iitkit.errors import IITKitError
 from iitkit.interventions import Intervention, LowRankSubspace, SiteInfo, Vanilla
 from iitkit.models.anatomy import locate
-from iitkit.models.runs import PlainRunner, call, candidate_scores, head_at, label_logits, place, select
+from iitkit.models.placing import place
+from iitkit.models.runs import PlainRunner, call, candidate_scores, head_at, label_logits, select
 from iitkit.models.sites import Placement, Site
 
 SIDES: tuple[PadSide, ...] = ("left", "right")
@@ -389,7 +390,10 @@ def test_place_names_the_placement_in_its_errors() -> None:
 
 def test_place_refuses_a_site_whose_width_it_cannot_know() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
-    with pytest.raises(IITKitError, match=r"alignment\.a: the width of 1 \(output\) is not known: name a linear"):
+    with pytest.raises(
+        IITKitError,
+        match=r"alignment\.a: the width of 1 \(output\) is not known or not fixed: name another component, or a linear module",
+    ):
         place(net, {"a": Placement(module="1")})
     assert place(net, {"a": Placement(module="0")})[0]["a"].width == 4
     assert place(net, {"a": Placement(module="0", side="input")})[0]["a"].width == 3

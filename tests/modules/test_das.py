@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from running import SIZES
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
+from training import Losses, adam, batch_of, bound, fitted, pairs
 
-from iitkit.batch import IGNORED, Batch
+from iitkit.batch import IGNORED
 from iitkit.causal import CausalModel
-from iitkit.data import CounterfactualDataModule, Sizes
 from iitkit.errors import IITKitError
 from iitkit.models.runs import label_logits
 from iitkit.modules import DAS
-from iitkit.tasks import IndirectObject, PronounGender, Task
+from iitkit.tasks import IndirectObject, Task
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -42,55 +39,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def adam(lr: float = 0.05) -> Callable[[Any], torch.optim.Optimizer]:
-    return lambda parameters: torch.optim.Adam(parameters, lr=lr)
-
-
 def made(base: str, alignment: dict[str, Any] | None = None, **options: Any) -> DAS:
     return DAS(base, alignment or GENDER, **{"optimizer": adam(), **options})
-
-
-def pairs(task: Task | None = None, **options: Any) -> CounterfactualDataModule:
-    sizes = Sizes(**{**SIZES, **options.pop("sizes", {})})
-    return CounterfactualDataModule(task or PronounGender(), sizes, **{"batch_size": 8, "seed": 0, **options})
-
-
-def fitted(module: DAS, data: CounterfactualDataModule, *callbacks: Callback, epochs: int = 1, **options: Any) -> DAS:
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        callbacks=list(callbacks),
-        num_sanity_val_steps=0,
-        **{
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            **options,
-        },
-    )
-    trainer.fit(module, datamodule=data)
-    return module
-
-
-def bound(module: DAS, data: CounterfactualDataModule) -> DAS:
-    module.configure_model()
-    data.bind(module)
-    return module
-
-
-def batch_of(data: CounterfactualDataModule) -> Batch:
-    return next(iter(data.train_dataloader()))
-
-
-class Losses(Callback):
-    """Keeps every step's loss."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
-        self.values.append(float(outputs["loss"]))
 
 
 class Watch(Callback):
