@@ -133,7 +133,7 @@ def test_best_is_the_epoch_with_the_highest_flipped_iia(fitted: Fitted) -> None:
     states = list(best["callbacks"].values())
     monitors = [state["best_model_score"] for state in states if state.get("monitor") == "val/iia_flipped"]
     assert [float(score) for score in monitors] == [pytest.approx(max(values[: best["epoch"] + 1]))]
-    assert any("EarlyStopping" in key for key in best["callbacks"])
+    assert any("Patient" in key for key in best["callbacks"])
     # what the test measured is the best epoch, not the last
     assert metrics(fitted.root)["validation/iia_flipped"] == pytest.approx(max(values), abs=1e-6)
 
@@ -147,6 +147,7 @@ def test_artifact(fitted: Fitted, shallow_gpt2: str) -> None:
             "position": "last",
             "variable": "gender",
             "width": 32,
+            "input_width": 32,
             "intervention": {"name": "LowRankSubspace", "rank": 2},
         }
     }
@@ -271,7 +272,7 @@ def test_print_config_runs_and_dotted_overrides_merge(fitted: Fitted, tmp_path: 
     printed = yaml.safe_load(ran.out)
     placement = printed["model"]["init_args"]["alignment"]["gender"]
     assert (placement["layer"], placement["position"]) == (2, "last")
-    assert placement["intervention"]["init_args"] == {"rank": 2}
+    assert placement["intervention"]["init_args"] == {"rank": 2, "start": None, "frozen": False}
     assert printed["data"]["init_args"]["sizes"] == {"train": 48, "validation": 24, "test": 12, "test_templates": 8}
     assert printed["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.05
     file = tmp_path / "printed.yaml"
