@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import re
 import shlex
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from iitkit.cli import main
 
@@ -66,6 +68,17 @@ def test_real_job(name: str, fitted: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.real
+def test_boundless_finds_few_directions(fitted: Callable[[str], Path]) -> None:
+    folder = fitted("boundless_smollm2") / "runs" / "boundless_smollm2"
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    assert metrics["test/iia"] >= 0.97
+    assert metrics["test/iia_flipped"] >= 0.95
+    assert 1 <= metrics["test/size/gender"] <= 32
+    # a random subspace of as many directions is no match
+    assert metrics["random_subspace/iia_flipped"] <= metrics["test/iia_flipped"] - 0.3
+
+
+@pytest.mark.real
 def test_readme_python_blocks(fitted: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) == 2
@@ -79,20 +92,39 @@ def test_readme_python_blocks(fitted: Callable[[str], Path], capsys: pytest.Capt
 def test_readme_commands(fitted: Callable[[str], Path]) -> None:
     block = next(block for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if block.startswith("iitkit"))
     lines = [shlex.split(line)[1:] for line in block.splitlines()]
-    assert {line[0] for line in lines} == {"fit", "test", "predict"}
+    assert {line[0] for line in lines} == {"fit", "test", "predict", "sites"}
     with contextlib.chdir(fitted("das_smollm2")):
         for line in lines:
             if "--print_config" in line:
                 with pytest.raises(SystemExit) as stopped:
                     main(line)
                 assert stopped.value.code == 0
+            elif line[0] == "sites":
+                assert main(line) == 0
             else:  # a batch of each is enough here: the tests of the command line run them whole on a tiny base
                 assert main([*line, "--trainer.fast_dev_run", "true", "--trainer.enable_progress_bar", "false"]) == 0
 
 
-def test_readme_shows_the_config_as_it_is() -> None:
-    import yaml
+def test_readme_alignment_is_one() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (block,) = [block for block in blocks if block.startswith("alignment:")]
+    alignment = yaml.safe_load(block)["alignment"]
+    assert list(alignment) == ["gender", "number", "tense", "person"]
+    arguments = ["fit", "--config", "das_smollm2.yaml", f"--model.alignment={json.dumps(alignment)}", "--print_config"]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 0
+    found = yaml.safe_load(out.getvalue())["model"]["init_args"]["alignment"]
+    kinds = {name: placement["intervention"]["class_path"].rpartition(".")[2] for name, placement in found.items()}
+    assert kinds["gender"] == "LowRankSubspace"
+    assert kinds["number"] == "MaskedSubspace"
+    assert found["number"]["intervention"]["init_args"]["gate"] == "hard_concrete"
+    assert (found["tense"]["joint"], found["tense"]["position"]) == (True, [-2, -1])
+    assert found["person"]["shared_with"] == "number"
 
+
+def test_readme_shows_the_config_as_it_is() -> None:
     shown = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
     assert shown is not None
     assert yaml.safe_load(shown[1]) == yaml.safe_load((ROOT / "configs" / "das_smollm2.yaml").read_text())
