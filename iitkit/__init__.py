@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         Vanilla,
         Zero,
     )
+    from iitkit.models.generation import intervening
     from iitkit.models.interchange import collect, interchange, interchange_stages
     from iitkit.models.loading import load_base
     from iitkit.models.sites import Placement, Site
@@ -95,6 +96,7 @@ _HOMES = {
     "collect": "iitkit.models.interchange",
     "interchange": "iitkit.models.interchange",
     "interchange_stages": "iitkit.models.interchange",
+    "intervening": "iitkit.models.generation",
     "load": "iitkit.hub",
     "load_base": "iitkit.models.loading",
 }
@@ -141,6 +143,7 @@ __all__ = [
     "collect",
     "interchange",
     "interchange_stages",
+    "intervening",
     "load",
     "load_base",
 ]

@@ -85,7 +85,7 @@ def test_readme_python_blocks(fitted: Callable[[str], Path], capsys: pytest.Capt
     with contextlib.chdir(fitted("das_smollm2")):
         for block in blocks:
             exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
-    assert capsys.readouterr().out.split() == ["he", "he", "['", "8']"]
+    assert capsys.readouterr().out.split() == ["he", "he", "he", "['", "8']"]
 
 
 @pytest.mark.real

@@ -82,7 +82,7 @@ def interchange(
         features |= collect(model, given, sites)
         for name in names:
             if name not in elsewhere:
-                _check_all(alignment[name][0], base, given, name)
+                check_all(alignment[name][0], base, given, name)
     with visiting(_edits(model, base, alignment, features, strength)):
         return _run(model, base)
 
@@ -122,7 +122,7 @@ def interchange_stages(
     for (inputs, alignment), (following, takers) in pairwise(stages):
         for name in _needing(takers):
             if name not in elsewhere:
-                _check_all(takers[name][0], following, inputs, name)
+                check_all(takers[name][0], following, inputs, name)
         sites = {name: _source_site(takers[name][0], elsewhere.get(name)) for name in _needing(takers)}
         edits, features = _edits(model, inputs, alignment, features, strength), {}
         with torch.set_grad_enabled(torch.is_grad_enabled() and bool(edits)):
@@ -302,8 +302,12 @@ def _mask(inputs: Inputs) -> Tensor | None:
     return torch.ones_like(ids) if mask is None else mask
 
 
-def _check_all(site: Site, base: Inputs, source: Inputs | None, name: str) -> None:
-    """Check that ``all`` pairs each token of the base with one of the source."""
+def check_all(site: Site, base: Inputs, source: Inputs | None, name: str) -> None:
+    """Check that ``all`` pairs each token of the base with one of the source.
+
+    Raises:
+        IITKitError: masks that differ.
+    """
     if source is None or isinstance(site.position, Tensor) or site.position != "all":
         return
     ours, theirs = _mask(base), _mask(source)
@@ -318,7 +322,7 @@ def _columns(site: Site, inputs: Inputs, name: str) -> Tensor | None:
     """Columns of a site's positions among the tokens, [batch, k]; None for all, or where the inputs are no tokens."""
     mask = _mask(inputs)
     if isinstance(site.position, Tensor):
-        return _checked(site.position, mask, name)
+        return check_columns(site.position, mask, name)
     if mask is None or site.position == "all":
         return None
     rows = []
@@ -333,7 +337,12 @@ def _columns(site: Site, inputs: Inputs, name: str) -> Tensor | None:
     return torch.stack(rows)
 
 
-def _checked(position: Tensor, mask: Tensor | None, name: str) -> Tensor:
+def check_columns(position: Tensor, mask: Tensor | None, name: str) -> Tensor:
+    """Return a tensor of columns [batch, k], after a check that each is a real token of its row.
+
+    Raises:
+        IITKitError: another shape or type, or a column that is padding or outside the input.
+    """
     wrong = position.is_floating_point() or position.is_complex() or position.dtype == torch.bool
     if position.dim() != 2 or wrong or (mask is not None and position.shape[0] != mask.shape[0]):
         rows = "batch" if mask is None else f"batch = {mask.shape[0]}"

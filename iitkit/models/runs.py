@@ -84,7 +84,9 @@ def head_at(model: nn.Module, columns: Tensor | None) -> Iterator[None]:
         handle.remove()
 
 
-def editing(location: Location, selection: Selection, intervention: Intervention, features: Tensor) -> Visit:
+def editing(
+    location: Location, selection: Selection, intervention: Intervention, features: Tensor, strength: float = 1.0
+) -> Visit:
     """Return the visit that edits the selected entries with their sources' ``features`` [M, width].
 
     Args:
@@ -92,6 +94,7 @@ def editing(location: Location, selection: Selection, intervention: Intervention
         selection: the entries.
         intervention: edits them.
         features: the sources' activations, [M, (heads,) width].
+        strength: ``h + strength · (edit(h) − h)``.
     """
     block = location.variable if intervention.blocks is not None else None
 
@@ -107,13 +110,14 @@ def editing(location: Location, selection: Selection, intervention: Intervention
             edited = intervention(
                 before.reshape(groups, -1),
                 None if source is None else source.reshape(groups, -1),
+                strength,
                 inputs=None if entering is None else entering.reshape(groups, -1),
                 block=block,
             ).reshape(before.shape)
         else:
             if entering is not None and before.dim() > entering.dim():  # every head sees the same input
                 entering = entering[:, None].expand(*before.shape[:2], -1)
-            edited = intervention(before, source, inputs=entering, block=block)
+            edited = intervention(before, source, strength, inputs=entering, block=block)
         return hidden.index_put(where, edited)
 
     return visit

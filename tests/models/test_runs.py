@@ -392,7 +392,7 @@ def test_place_refuses_a_site_whose_width_it_cannot_know() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
     with pytest.raises(
         IITKitError,
-        match=r"alignment\.a: the width of 1 \(output\) is not known or not fixed: name another component, or a linear module",
+        match=r"alignment\.a: the width of 1 \(output\) is not known or not fixed: name another component",
     ):
         place(net, {"a": Placement(module="1")})
     assert place(net, {"a": Placement(module="0")})[0]["a"].width == 4

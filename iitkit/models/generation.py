@@ -1,0 +1,109 @@
+"""Editing whatever a language model runs while a context is open: ``generate()`` and plain forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import get_args
+
+from torch import Tensor, nn
+
+from iitkit.errors import IITKitError, choices, did_you_mean
+from iitkit.models.editing import visiting
+from iitkit.models.interchange import Alignment, collect
+from iitkit.models.passes import Passes, real_tokens, unedited
+from iitkit.models.placed import Placed, Where
+from iitkit.models.sources import Inputs, by_placement
+
+__all__ = ["Where", "intervening"]
+
+
+@contextmanager
+def intervening(
+    model: nn.Module,
+    alignment: Alignment,
+    *,
+    features: Mapping[str, Tensor] | None = None,
+    source: Inputs | Mapping[str, Inputs] | None = None,
+    strength: float = 1.0,
+    where: Where = "prompt",
+) -> Iterator[None]:
+    """Edit what the model runs inside the context: ``model.generate(…)`` and ``model(…)``, as often as wanted.
+
+    Each call of ``generate`` begins a prompt, and so does each forward pass outside it that comes with no cache or an
+    empty one; a pass with the cache of a prompt that was begun here goes on with it. A site's position counts among the
+    *prompt's* real tokens, on whichever side it is padded: integers (negative from the prompt's end), ``last`` (the
+    prompt's last token), ``all`` (every token of the prompt), ``f7+l7``, a list of these, or a tensor of columns
+    [batch, k]. These tokens are edited whenever they are run: once, in the prefill, with a cache; in every pass
+    without one. Row r of a batch in which beams or ``num_return_sequences`` repeat rows belongs to example
+    r // (rows / examples).
+
+    ``where="generated"`` edits instead each generated token as it is processed, whatever the site's position, and
+    ``"all"`` edits both. The first generated token is chosen from the prefill, so edits at generated tokens change the
+    second one first, and the last generated token is never processed: of n new tokens n − 1 are edited.
+
+    Nested contexts and placements at one site apply in the order in which they were declared. The model is called as
+    the caller calls it: ``generate`` numbers the tokens of left-padded prompts itself, a plain forward pass needs the
+    ``position_ids`` from its caller. Gradients flow through plain forward passes.
+
+    Args:
+        model: a decoder-only language model; its parameters and hooks are left alone. While the context is open its
+            forward is not compiled.
+        alignment: placement name → (site, intervention).
+        features: placement name → source activations [examples, n, (heads,) width], as :func:`collect` returns them;
+            one example serves all rows, and n = 1 all positions. Otherwise n is the site's number of positions; for
+            ``all`` it is the number of the prompt's columns, padding and all.
+        source: inputs from which those that are not in ``features`` are collected once, unedited, at the sites' own
+            positions; placement name → inputs where placements take theirs from different sources.
+        strength: ``h + strength · (edit(h) − h)``; 0 installs nothing.
+        where: ``prompt``, ``generated`` or ``all``. Generated tokens take sourceless interventions, or one position's
+            activation (n = 1).
+
+    Yields:
+        Nothing; afterwards, also after an exception, the model is as it was.
+
+    Raises:
+        IITKitError: a site, position, source or batch that does not fit; here, or from the model's call. Also
+            continuous batching, which packs prompts into one row, and a compiled model, which does not see hooks.
+    """
+    if strength == 0 or not alignment:
+        yield
+        return
+    if where not in get_args(Where):
+        raise IITKitError(f"where {where!r}:{did_you_mean(where, get_args(Where))} expected {choices(get_args(Where))}")
+    _refuse(model)
+    given = dict(features or {})
+    if unknown := [name for name in given if name not in alignment]:
+        raise IITKitError(
+            f"features name {unknown[0]!r}, which the alignment does not place."
+            f"{did_you_mean(unknown[0], alignment)} It has {choices(alignment)}"
+        )
+    needing = [name for name, (_, edit) in alignment.items() if edit.needs_source and name not in given]
+    masks: dict[str, Tensor] = {}
+    with unedited(model):
+        for inputs, names in by_placement(source, {}, list(alignment), needing):
+            given |= collect(model, inputs, {name: alignment[name][0] for name in names})
+            if isinstance(inputs, Mapping) and "input_ids" in inputs:
+                masks |= dict.fromkeys(names, real_tokens(inputs.get("attention_mask"), *inputs["input_ids"].shape))
+    placed = [
+        Placed(model, name, site, edit, given.get(name), masks.get(name), strength, where)
+        for name, (site, edit) in alignment.items()
+    ]
+    with ExitStack() as stack:
+        passes = Passes.opened(model, stack)
+        for each in placed:
+            passes.listeners.append(each)
+            stack.callback(passes.listeners.remove, each)
+        stack.enter_context(visiting([(each.location, each.visitor(passes)) for each in placed]))
+        yield
+        for each in placed:
+            each.check_ran()
+
+
+def _refuse(model: nn.Module) -> None:
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise IITKitError(f"{type(model).__name__} is an encoder-decoder: a decoder-only language model is needed here")
+    if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()) or hasattr(
+        model, "_orig_mod"
+    ):
+        raise IITKitError(f"{type(model).__name__} is compiled and would not see the edits: give the model uncompiled")
