@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from iitkit.data import CounterfactualDataModule
 from iitkit.data.pool import Pairs, Pool
 from iitkit.data.report import data_report
 from iitkit.hub import save
-from iitkit.interventions import Vanilla
+from iitkit.interventions import Intervention, Vanilla
 from iitkit.metrics import label_chance
+from iitkit.models.location import Location
 from iitkit.models.placing import site_info
 from iitkit.models.runs import grouped
 from iitkit.modules import InterventionModule
@@ -117,13 +118,19 @@ class Report(Callback):
         """Whether the interventions under test are fit's result, to be released as the artifact."""
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make the controls: the full-vector swap, and random subspaces of the trained ranks."""
+        """Make the controls: the full-vector swap, and random subspaces of the trained ranks.
+
+        What takes nothing from a source (an ablation beside the variable's site) stays as it is in both.
+        """
         module, data = parts(trainer)
-        module.controls = {"full_vector": [[Vanilla() for _ in module.edits]]}
-        if not all(edit.needs_source for edit in module.edits):
+        swaps = [edit.needs_source for edit in module.edits]
+        module.controls = {}
+        if not any(swaps):
             return
-        ranks = [round(edit.effective_size() or 0) for edit in module.edits]
-        if min(ranks) == 0:
+        full = [Vanilla() if swap else edit for edit, swap in zip(module.edits, swaps, strict=True)]
+        module.controls["full_vector"] = [full]
+        ranks = [_size(edit, location) for edit, location in zip(module.edits, module.locations.values(), strict=True)]
+        if any(swap and not rank for swap, rank in zip(swaps, ranks, strict=True)):
             return
         generator = torch.Generator().manual_seed(data.seed)
         seen: list[list[torch.Tensor]] = [[] for _ in ranks]
@@ -136,9 +143,9 @@ class Report(Callback):
             left -= len(batch)
             if left <= 0:
                 break
-        drawn = [
-            random_subspaces(torch.cat(kept), rank, self.draws, generator)
-            for kept, rank in zip(seen, ranks, strict=True)
+        drawn: list[Sequence[Intervention]] = [
+            random_subspaces(torch.cat(kept), rank, self.draws, generator) if swap else [edit] * self.draws
+            for kept, rank, swap, edit in zip(seen, ranks, swaps, module.edits, strict=True)
         ]
         module.controls["random_subspace"] = [list(edits) for edits in zip(*drawn, strict=True)]
 
@@ -193,6 +200,14 @@ class Report(Callback):
             f"base model's task accuracy: {accuracy}; label chance {metrics['test/label_chance']:.3f}"
             + (f"\nsize of the hardened mask: {sizes}" if sizes else "")
         )
+
+
+def _size(edit: Intervention, location: Location) -> int:
+    """Return how many directions a placement swaps, of a shared rotation those of its own block; 0 for all."""
+    if edit.blocks is not None:
+        weights = edit.mask.weights(location.variable)
+        return 0 if weights is None else int(weights.sum())
+    return round(edit.effective_size() or 0)
 
 
 def _measured(key: str, splits: list[str]) -> bool:

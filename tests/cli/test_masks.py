@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,33 @@ def test_errors(config: Path, tmp_path: Path, options: list[str], message: str) 
 def test_a_penalty_that_nothing_reads(config: Path, tmp_path: Path) -> None:
     ran = iitkit("fit", "--config", config, f"--trainer.default_root_dir={tmp_path}", "--model.penalty=0.5")
     assert "model.penalty is of masks that are learned, and LowRankSubspace(rank=2) has none" in said(ran)
+
+
+def test_controls_keep_the_ablations_and_draw_each_blocks_own_size(config: Path, tmp_path: Path) -> None:
+    alignment = {
+        "gender": {
+            "layer": 1,
+            "position": "last",
+            "intervention": {"class_path": "RotatedSubspace", "init_args": {"coordinates": {"gender": 2, "other": 9}}},
+        },
+        "off": {"layer": 2, "position": "last", "variable": "gender", "intervention": "Mean"},
+    }
+    root = f"--trainer.default_root_dir={tmp_path}"
+    ran = iitkit("fit", "--config", config, root, f"--model.alignment={json.dumps(alignment)}")
+    assert ran.code == 0, ran.err
+    found = metrics(tmp_path)
+    assert found["random_subspace/n"] == 5 * found["test/n"]
+    # the full swap below stands under the same ablation above
+    plain = tmp_path / "plain"
+    only = json.dumps({"gender": alignment["gender"]})
+    assert (
+        iitkit("fit", "--config", config, f"--trainer.default_root_dir={plain}", f"--model.alignment={only}").code == 0
+    )
+    keys = [key for key in found if key.startswith("full_vector/")]
+    assert len(keys) > 12
+    assert {key: found[key] for key in keys} != {key: metrics(plain)[key] for key in keys}
+    alone = {"off": {"layer": 1, "position": "last", "variable": "gender", "intervention": "Zero"}}
+    ran = iitkit("test", "--config", config, root, f"--model.alignment={json.dumps(alone)}")
+    assert ran.code == 0, ran.err
+    assert "full vector" not in ran.out  # nothing takes from a source: there is nothing to compare
+    assert "trained, test" in ran.out
