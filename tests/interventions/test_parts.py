@@ -192,7 +192,7 @@ def test_no_default_is_handed_on_to_another_class() -> None:
     default = options_of(LowRankSubspace)
     for name, kind in Intervention.registry.items():
         for option, parameter in options_of(kind).items():
-            if option in default:
+            if option in default and kind.__module__.startswith("iitkit."):
                 assert parameter.default is default[option].default, (name, option)
     for name, rank in (("LowRankSubspace", 1), ("PCASubspace", 8), ("LoReFT", 4), ("NoDiReFT", 4), ("LoRA", 4)):
         assert Intervention.from_spec({"name": name}, SiteInfo(9, input_width=9)).spec()["rank"] == rank
