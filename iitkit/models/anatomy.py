@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from iitkit.errors import IITKitError, choices, did_you_mean
-from iitkit.models.families import FINAL_NORM, child, config_of, hidden_size, is_linear, is_norm, only, sizes
+from iitkit.models.blocklist import blocks, shared_by, sharing
+from iitkit.models.families import FINAL_NORM, child, config_of, family_of, hidden_size, is_linear, is_norm, only, sizes
 from iitkit.models.location import Eager, Location
 from iitkit.models.parts import PROBABILITIES, MissingPart, Parts, Spot
 from iitkit.models.plain import Layers, plain_layers, weight
@@ -50,26 +51,6 @@ COMPONENTS: dict[str, str] = {
 While a site at ``attention_weight`` is visited, the network computes its attention eagerly, which differs from the
 other implementations by rounding.
 """
-
-
-def blocks(model: nn.Module) -> nn.ModuleList:
-    """Return the network's list of blocks.
-
-    Raises:
-        IITKitError: where there is none, saying how to name a module instead.
-    """
-    lists = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.ModuleList) and len(module) and len({type(child) for child in module}) == 1
-    ]
-    if not lists:
-        names = [name for name, _ in model.named_children()]
-        raise IITKitError(
-            f"{type(model).__name__} has no list of blocks (its children: {choices(names)}): "
-            "name the module, e.g. Site(module='…', side='output')"
-        )
-    return lists[0] if len(lists) == 1 else max(lists, key=weight)
 
 
 def locate(model: nn.Module, site: Site, name: str = "site") -> Location:
@@ -148,6 +129,8 @@ def layers(model: nn.Module) -> list[nn.Module] | Layers:
 
 
 def _component(model: nn.Module, layer: int | None, component: str, head: Head, label: str, name: str) -> Location:
+    if (why := family_of(model).lacks.get(component)) is not None:
+        raise MissingPart(why)
     if layer is None:
         if head is not None:
             raise IITKitError(_no_heads(name, component, head))
@@ -160,7 +143,10 @@ def _component(model: nn.Module, layer: int | None, component: str, head: Head, 
     if not isinstance(there, list):
         return _placed(model, there.spot(layer, component), None, None, component, head, label, name)
     block = there[layer]
-    return _placed(model, Parts(model, block).spot(component), layer, block, component, head, label, name)
+    spot = Parts(model, block).spot(component)
+    if len(together := sharing(there, block, spot.module)) > 1:
+        raise MissingPart(shared_by(spot.module, together))
+    return _placed(model, spot, layer, block, component, head, label, name)
 
 
 def _placed(
@@ -275,7 +261,7 @@ def _final_norm(model: nn.Module) -> nn.Module:
     except IITKitError as error:
         raise MissingPart("there are no blocks that a norm could follow") from error
     parent = next(m for m in model.modules() if any(part is stack for part in m.children()))
-    norms = [m for m in parent.children() if is_norm(m)]
+    norms = [m for name, m in parent.named_children() if is_norm(m) and "emb" not in name]  # one of embeddings
     found = next((m for m in norms if m is child(parent, FINAL_NORM)), None) or only(norms)
     if found is None:
         names = [name for name, _ in parent.named_children()]
@@ -305,6 +291,8 @@ def _by_path(model: nn.Module, site: Site, name: str) -> Location:
         ) from error
     there = _blocks(model)
     index = next((i for i, block in enumerate(there) if any(module is m for m in block.modules())), None)
+    if index is not None and len(together := sharing(there, there[index], module)) > 1:
+        raise IITKitError(f"{name}: {site.module}: {shared_by(module, together)}")
     entering, leaving = sizes(module)
     width = _module_width(model, module, site.side, (entering, leaving))
     holder = _holder(model, site.module)

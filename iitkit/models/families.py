@@ -7,8 +7,9 @@ decoders (encoders, encoder-decoders, vision, state space models) are to get the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
@@ -40,18 +41,21 @@ class Family:
             heads as there are), ``heads`` for query, key and value of each head in turn.
         attention: path of the attention from the block.
         mlp: path of the MLP from the block; the block itself where it is empty.
+        lacks: component → why it has no place, though structure would find one.
     """
 
     fused: str | None = None
     layout: Layout = "parts"
     attention: str | None = None
     mlp: str | None = None
+    lacks: Mapping[str, str] = field(default_factory=dict)
 
 
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(fused="c_attn"),
     "gpt_neox": Family(fused="query_key_value", layout="heads"),
     "phi3": Family(fused="qkv_proj"),
+    "nanochat": Family(lacks={"final_norm": "its norm runs before the blocks too: name it by module path"}),
 }
 """``config.model_type`` → where the family differs."""
 
@@ -62,6 +66,14 @@ def config_of(model: nn.Module) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
+def said(config: Any, name: str) -> int | None:
+    """Return a size that a config says; None where it says none, or one for each layer."""
+    found: Any = None
+    with suppress(Exception):  # transformers raises where layers differ in it
+        found = getattr(config, name, None)
+    return found if isinstance(found, int) else None
+
+
 def family_of(model: nn.Module) -> Family:
     """Return a network's row of :data:`FAMILIES`, or one that leaves all to structure."""
     return FAMILIES.get(str(getattr(config_of(model), "model_type", None)), Family())
@@ -69,8 +81,7 @@ def family_of(model: nn.Module) -> Family:
 
 def hidden_size(model: nn.Module) -> int | None:
     """Return the width of a network's residual stream; None where no config tells."""
-    size = getattr(config_of(model), "hidden_size", None)
-    return int(size) if size is not None else None
+    return said(config_of(model), "hidden_size")
 
 
 def child(module: nn.Module, names: Iterable[str]) -> nn.Module | None:

@@ -31,6 +31,7 @@ from iitkit.models.families import (
     is_activation,
     is_linear,
     only,
+    said,
     sizes,
 )
 from iitkit.models.location import Inside
@@ -41,6 +42,9 @@ PROBABILITIES = Inside((F.dropout,), "attention probabilities")
 
 ROUTING = Inside((F.linear,), "router logits")
 """A router that returns its choice of experts computes the logits inside; what it chooses follows from them."""
+
+
+HEADS = ("num_attention_heads", "num_heads")
 
 
 class MissingPart(Exception):  # noqa: N818 - becomes an IITKitError with the site's name
@@ -93,7 +97,7 @@ class Parts:
         if component.startswith("head_"):
             spot = self.spot(component.removeprefix("head_"))
             own = component in ("head_query_output", "head_attention_value_output")
-            names = ("num_attention_heads", "num_heads") if own else ("num_key_value_heads",)
+            names = HEADS if own else ("num_key_value_heads",)
             return replace(spot, heads=self._counted(spot.width, spot.module, names))
         kinds: dict[str, Callable[[], Spot]] = {
             "block_input": lambda: Spot(self.block, "input", self.hidden),
@@ -122,7 +126,7 @@ class Parts:
         if self.family.attention is not None:
             return self.block.get_submodule(self.family.attention)
         named = [m for m in self.block.children() if "attention" in type(m).__name__.lower()]
-        found = child(self.block, ATTENTION) or only(named)
+        found = self._one(ATTENTION) or only(named)
         return found if found is not None else self._missing("attention", self.block)
 
     @cached_property
@@ -135,6 +139,7 @@ class Parts:
     def projection(self) -> nn.Module:
         """The attention's output projection."""
         others = [m for m in self.inner.children() if is_linear(m) and not self._is_query_key_value(m)]
+        others = [m for m in others if self.hidden is None or sizes(m)[1] == self.hidden]
         found = child(self.inner, PROJECTION) or only(others)
         return found if found is not None else self._missing("output projection", self.inner)
 
@@ -146,28 +151,32 @@ class Parts:
         """The size of one head."""
         for owner, names in ((self.inner, ("head_dim", "head_size")), (self.config, ("head_dim",))):
             for name in names:
-                if isinstance(size := getattr(owner, name, None), int):
+                if (size := said(owner, name)) is not None:
                     return size
         for owner in (self.inner, self.config):
             for name in ("num_heads", "num_attention_heads", "n_heads", "n_head"):
                 entering = sizes(self.projection)[0]
-                if isinstance(count := getattr(owner, name, None), int) and entering is not None:
+                if (count := said(owner, name)) is not None and entering is not None:
                     return entering // count
         raise MissingPart(f"the size of a head is not known: {type(self.inner).__name__} has no head_dim")
 
     @cached_property
     def heads(self) -> int:
         """The number of (query) heads."""
-        return self._counted(sizes(self.projection)[0], self.projection, ("num_attention_heads", "num_heads"))
+        return self._counted(sizes(self.projection)[0], self.projection, HEADS)
+
+    def _said(self, names: Sequence[str]) -> int | None:
+        owners = (self.inner, self.config)
+        return next((n for owner in owners for name in names if (n := said(owner, name)) is not None), None)
 
     def _counted(self, width: int | None, module: nn.Module, names: tuple[str, ...]) -> int:
-        """Return how many heads a width holds, checked against what the config says."""
+        """Return how many heads a width holds, checked against what the module or the config says."""
         if width is None:
             raise MissingPart(f"{type(module).__name__} does not tell its sizes")
-        said = next((n for name in names if isinstance(n := getattr(self.config, name, None), int)), None)
-        if width % self.head_size or (said is not None and width // self.head_size != said):
+        heads = self._said(names)
+        if width % self.head_size or (heads is not None and width // self.head_size != heads):
             raise MissingPart(
-                f"{width} entries of {type(self.inner).__name__} do not part into {said or 'some'} heads of "
+                f"{width} entries of {type(self.inner).__name__} do not part into {heads or 'some'} heads of "
                 f"{self.head_size}: name the module, without heads"
             )
         return width // self.head_size
@@ -189,7 +198,13 @@ class Parts:
     def _projected(self, which: int) -> Spot:
         single = child(self.inner, (QUERY, KEY, VALUE)[which])
         if single is not None:
-            return Spot(single, "output", sizes(single)[1], entering=sizes(single)[0])
+            width, heads = sizes(single)[1], self._said(HEADS)
+            if which == 0 and heads is not None and width == 2 * heads * self.head_size:  # Qwen3-Next's
+                raise MissingPart(
+                    f"{width} entries are twice the {heads} queries of {self.head_size}, and how they lie among "
+                    "others, e.g. a gate, is not known: name the module"
+                )
+            return Spot(single, "output", width, entering=sizes(single)[0])
         fused, size, heads = self._fused, self.head_size, self.heads
         kept = ((sizes(fused)[1] or 0) // size - heads) // 2
         if self.family.layout == "heads":
@@ -208,7 +223,7 @@ class Parts:
         """The MLP of the block; the block itself where its layers stand in it (OPT)."""
         if self.family.mlp is not None:
             return self.block.get_submodule(self.family.mlp)
-        if (found := child(self.block, MLP)) is not None:
+        if (found := self._one(MLP)) is not None:
             return found
         if child(self.block, UP) is not None and child(self.block, DOWN) is not None:
             return self.block
@@ -263,6 +278,11 @@ class Parts:
         weight = getattr(router, "weight", None)
         experts = int(weight.shape[0]) if isinstance(weight, torch.Tensor) and weight.dim() == 2 else None
         return Spot(router, "output", experts, flat=True, inside=ROUTING)
+
+    def _one(self, names: Sequence[str]) -> nn.Module | None:
+        """Return the block's child of one of these names, no list of several."""
+        found = child(self.block, names)
+        return None if isinstance(found, nn.ModuleList) else found
 
     def _missing(self, part: str, module: nn.Module) -> nn.Module:
         children = [name for name, _ in module.named_children()]

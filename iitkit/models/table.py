@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from iitkit.models.anatomy import COMPONENTS, components, layers, why_not
-from iitkit.models.families import hidden_size
+from iitkit.models.families import hidden_size, sizes
 from iitkit.models.location import Location
 from iitkit.models.sites import OUTSIDE
 from iitkit.models.views import Entries
@@ -43,10 +43,11 @@ def rows(model: nn.Module) -> list[Row]:
 def without(model: nn.Module, table: list[Row]) -> list[str]:
     """Return a line for each reason why a network lacks components that are not in its ``table``, naming them."""
     there = {row[0] for row in table}
+    fullest = max(range(len(layers(model))), key=lambda layer: len(components(model, layer)))
     reasons: dict[str, list[str]] = {}
     for component in COMPONENTS:
         if component not in there:
-            reason = why_not(model, None if component in OUTSIDE else 0, component)
+            reason = why_not(model, None if component in OUTSIDE else fullest, component)
             reasons.setdefault(str(reason), []).append(component)
     return [f"no {', '.join(lacking)}: {reason}" for reason, lacking in reasons.items()]
 
@@ -56,8 +57,8 @@ def _row(location: Location, path: str, layer: int | None) -> Row:
     if layer is not None and str(layer) in parts:
         parts[parts.index(str(layer))] = "{layer}"
     side = location.inside.called if location.inside is not None else location.side
-    if isinstance(location.view, Entries) and not location.view.parted:
-        side += f" [{location.view.index[0]}…]"
+    if isinstance(location.view, Entries) and len(location.view.index) < (sizes(location.module)[1] or 0):
+        side += f" [{location.view.index[0]}…]"  # a part of a fused projection
     width = "keys" if location.eager is not None else str(location.width or "?")
     heads = str(location.heads) if location.view is not None and location.view.parted else ""
     return ".".join(parts), side, width, heads

@@ -32,7 +32,7 @@ def test_the_default_sizes_of_a_model_type(capsys: pytest.CaptureFixture[str]) -
     assert found["embeddings"] == ["transformer.wte", "output", "768"]
     assert found["block_output"] == ["0–11", "transformer.h.{layer}", "output", "768"]
     assert found["value_output"] == ["0–11", "transformer.h.{layer}.attn.c_attn", "output [1536…]", "768"]
-    assert found["head_value_output"] == ["0–11", "transformer.h.{layer}.attn.c_attn", "output", "64", "12"]
+    assert found["head_value_output"] == ["0–11", "transformer.h.{layer}.attn.c_attn", "output [1536…]", "64", "12"]
     assert found["attention_weight"] == ["0–11", "transformer.h.{layer}.attn", "attention probabilities", "keys", "12"]
     assert found["mlp_hidden"] == ["0–11", "transformer.h.{layer}.mlp.c_proj", "input", "3072"]
     assert found["logits"] == ["(the network)", "output", "50257"]
