@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from iitkit.errors import IITKitError, choices
 from iitkit.interventions import Intervention
 from iitkit.models.anatomy import locate
+from iitkit.models.columns import check_all, columns_of, given_tokens, of_given
 from iitkit.models.editing import Stopped, Visit, stopping, visiting
 from iitkit.models.location import Location
 from iitkit.models.sites import Site
@@ -162,7 +163,8 @@ def _read(
     visits = list(edits)
     for name, site in sites.items():
         location = locate(model, site, name)
-        visits.append((location, _reading(name, site, location, _columns(site, inputs, name), found, len(sites))))
+        columns = columns_of(site, inputs, name)
+        visits.append((location, _reading(name, site, location, columns, given_tokens(inputs), found, len(sites))))
     if sites:
         with visiting(visits), stopping():
             _run(model, inputs)
@@ -171,11 +173,17 @@ def _read(
 
 
 def _reading(
-    name: str, site: Site, location: Location, columns: Tensor | None, found: dict[str, Tensor], wanted: int
+    name: str,
+    site: Site,
+    location: Location,
+    columns: Tensor | None,
+    tokens: tuple[int, int] | None,
+    found: dict[str, Tensor],
+    wanted: int,
 ) -> Visit:
     def visit(hidden: Tensor, inputs: Tensor | None) -> None:
         # a copy: what follows may change its input in place
-        found[name] = _gather(hidden, _at(hidden, columns, site, location, name)).clone()
+        found[name] = _gather(hidden, _at(hidden, columns, tokens, site, location, name)).clone()
         if len(found) == wanted:
             raise Stopped
 
@@ -192,8 +200,8 @@ def _edits(
                 f"{name}: the intervention has a block for each of {choices(intervention.blocks)}: "
                 "name the placement after one of them, or say Site(variable=…)"
             )
-        location, columns = locate(model, site, name), _columns(site, inputs, name)
-        edit = _editing(name, site, location, intervention, columns, features.get(name), strength)
+        location, columns = locate(model, site, name), columns_of(site, inputs, name)
+        edit = _editing(name, site, location, intervention, columns, given_tokens(inputs), features.get(name), strength)
         visits.append((location, edit))
     return visits
 
@@ -204,13 +212,14 @@ def _editing(
     location: Location,
     intervention: Intervention,
     columns: Tensor | None,
+    tokens: tuple[int, int] | None,
     source: Tensor | None,
     strength: float,
 ) -> Visit:
     block = (site.variable or name) if intervention.blocks is not None else None
 
     def visit(hidden: Tensor, inputs: Tensor | None) -> Tensor:
-        where = _at(hidden, columns, site, location, name)
+        where = _at(hidden, columns, tokens, site, location, name)
         before = _gather(hidden, where)
         if source is not None and source.shape != before.shape:
             raise IITKitError(
@@ -260,7 +269,9 @@ def _rows(hidden: Tensor) -> Tensor:
     return torch.arange(hidden.shape[0], device=hidden.device)[:, None]
 
 
-def _at(hidden: Tensor, columns: Tensor | None, site: Site, location: Location, name: str) -> Tensor | None:
+def _at(
+    hidden: Tensor, columns: Tensor | None, tokens: tuple[int, int] | None, site: Site, location: Location, name: str
+) -> Tensor | None:
     """Columns of a site in its activation, [batch, k]; None for all of them.
 
     Where the inputs are no token ids, positions are counted in the activation. One without a sequence, [batch, width],
@@ -272,6 +283,11 @@ def _at(hidden: Tensor, columns: Tensor | None, site: Site, location: Location, 
         raise IITKitError(
             f"{name}: the activation at {site} is {tuple(hidden.shape)}: "
             f"expected [batch, sequence, width] or [batch, width] with a batch of {rows}"
+        )
+    if tokens is not None and hidden.dim() > 2 and hidden.shape[1] != tokens[1]:
+        raise IITKitError(
+            f"{name}: {site} has {hidden.shape[1]} positions, and {tokens[1]} tokens were given: positions cannot be "
+            "counted in it (leave logits_to_keep and the like out, or name another site)"
         )
     if columns is not None:
         return columns.to(hidden.device)
@@ -294,84 +310,15 @@ def _gather(hidden: Tensor, columns: Tensor | None) -> Tensor:
     return found
 
 
-def _mask(inputs: Inputs) -> Tensor | None:
-    """1 at real tokens, [batch, sequence]; None where the inputs are no token ids."""
-    if not isinstance(inputs, Mapping) or "input_ids" not in inputs:
-        return None
-    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-    return torch.ones_like(ids) if mask is None else mask
-
-
-def check_all(site: Site, base: Inputs, source: Inputs | None, name: str) -> None:
-    """Check that ``all`` pairs each token of the base with one of the source.
-
-    Raises:
-        IITKitError: masks that differ.
-    """
-    if source is None or isinstance(site.position, Tensor) or site.position != "all":
-        return
-    ours, theirs = _mask(base), _mask(source)
-    if ours is not None and theirs is not None and not torch.equal(ours.bool(), theirs.to(ours.device).bool()):
-        raise IITKitError(
-            f"{name}: position 'all' needs prompts of equal lengths in base and source, padded alike: "
-            "their attention masks differ"
-        )
-
-
-def _columns(site: Site, inputs: Inputs, name: str) -> Tensor | None:
-    """Columns of a site's positions among the tokens, [batch, k]; None for all, or where the inputs are no tokens."""
-    mask = _mask(inputs)
-    if isinstance(site.position, Tensor):
-        return check_columns(site.position, mask, name)
-    if mask is None or site.position == "all":
-        return None
-    rows = []
-    for row in mask:
-        real = row.nonzero()[:, 0]
-        try:
-            rows.append(real[resolve(site.position, len(real))])
-        except IITKitError as error:
-            raise IITKitError(f"{name}: {error}") from error
-    if len({len(row) for row in rows}) > 1:
-        raise IITKitError(f"{name}: position {site.position!r} has another number of tokens in different rows")
-    return torch.stack(rows)
-
-
-def check_columns(position: Tensor, mask: Tensor | None, name: str) -> Tensor:
-    """Return a tensor of columns [batch, k], after a check that each is a real token of its row.
-
-    Raises:
-        IITKitError: another shape or type, or a column that is padding or outside the input.
-    """
-    wrong = position.is_floating_point() or position.is_complex() or position.dtype == torch.bool
-    if position.dim() != 2 or wrong or (mask is not None and position.shape[0] != mask.shape[0]):
-        rows = "batch" if mask is None else f"batch = {mask.shape[0]}"
-        raise IITKitError(
-            f"{name}: position of shape {tuple(position.shape)} ({position.dtype}): "
-            f"expected integers of shape [{rows}, k]"
-        )
-    if position.numel() and int(position.min()) < 0:
-        raise IITKitError(
-            f"{name}: a tensor of positions names columns of the input, from 0: {int(position.min())} is none"
-        )
-    if mask is not None:
-        inside = position < mask.shape[1]
-        real = mask.to(position.device).gather(1, position.long().clamp(max=mask.shape[1] - 1)).bool() & inside
-        if not real.all():
-            row, k = (~real).nonzero()[0].tolist()
-            raise IITKitError(f"{name}: column {int(position[row, k])} of row {row} is padding or outside the input")
-    return position
-
-
 def _run(model: nn.Module, inputs: Inputs) -> Any:
     if not isinstance(inputs, Mapping):
         return model(inputs)
     arguments = dict(inputs)
     mask = arguments.get("attention_mask")
     # transformers leaves position ids at 0, 1, … under left padding; without it they are the model's own
-    padded = isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask[:, 0].all())
+    given, padded = given_tokens(inputs), isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask[:, 0].all())
     takes = "position_ids" in inspect.signature(model.forward).parameters
-    if padded and takes and "position_ids" not in arguments:
+    if padded and takes and given is not None and "position_ids" not in arguments:
         assert isinstance(mask, Tensor)
-        arguments["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+        arguments["position_ids"] = of_given((mask.long().cumsum(1) - 1).clamp(min=0), given[1])
     return model(**arguments)

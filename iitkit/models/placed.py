@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from iitkit.errors import IITKitError, choices
 from iitkit.interventions import Intervention
 from iitkit.models.anatomy import locate
+from iitkit.models.columns import check_all, check_columns
 from iitkit.models.editing import Visit
-from iitkit.models.interchange import check_all, check_columns
 from iitkit.models.location import Location
 from iitkit.models.passes import Pass, Passes, Prompt
 from iitkit.models.runs import Selection, editing

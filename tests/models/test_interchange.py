@@ -781,6 +781,63 @@ def test_tensors_that_are_no_columns_are_refused() -> None:
     assert run(torch.tensor([[8, 2], [8, 5], [8, 0], [8, 4]])).shape == (4, 2, WIDTH)
 
 
+def test_positions_count_among_the_tokens_that_are_given() -> None:
+    """Whatever says which of them are real: a mask of four dimensions, of embeddings, or of a cache's tokens too."""
+    model: Any = model_of("llama")
+    given = inputs(BASES, "left")  # lengths 7, 4, 9, 5 in 9 columns
+    ids, mask = given["input_ids"], given["attention_mask"]
+    sites = {"first": Site(1, position=0), "last": Site(2, "mlp_hidden", position=-1)}
+    expected = collect(model, given, sites)
+    square = torch.tril(torch.ones(9, 9, dtype=torch.bool)) & mask[:, None, None].bool()
+    numbers = (mask.cumsum(1) - 1).clamp(min=0)
+    shown = {
+        "input_ids": ids,
+        "attention_mask": square | torch.eye(9, dtype=torch.bool) & mask[:, None, :, None].bool(),
+    }
+    embedded = {"inputs_embeds": model.model.embed_tokens(ids), "attention_mask": mask}
+    for other in ({**shown, "position_ids": numbers}, embedded):
+        found = collect(model, other, sites)
+        assert all(relative(found[name], expected[name]) <= 1e-5 for name in sites)
+        edited = interchange(model, other, other, {"x": (Site(1, position=[0, -1]), Vanilla())}).logits
+        assert torch.equal(edited[mask.bool()], model(**{"position_ids": numbers, **other}).logits[mask.bool()])
+    with torch.no_grad():
+        cache = model(ids[:, :6], attention_mask=mask[:, :6], position_ids=numbers[:, :6]).past_key_values
+    rest = {"input_ids": ids[:, 6:], "attention_mask": mask, "past_key_values": cache}
+    whole = collect(model, given, {"x": Site(2, position=torch.tensor([[6, 8]] * 4))})["x"]
+    assert relative(collect(model, rest, {"x": Site(2, position=[0, -1])})["x"], whole) <= 1e-5
+
+
+def test_an_activation_of_other_positions_than_the_tokens_is_refused() -> None:
+    class Prefixed(nn.Module):
+        """Puts two tokens of its own before the given ones, as prompt tuning does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.layers = nn.Embedding(9, 4), nn.ModuleList([nn.Linear(4, 4)])
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            hidden = self.embed(input_ids)
+            found: Tensor = self.layers[0](torch.cat([hidden[:, :2], hidden], 1))
+            return found
+
+    ids = {"input_ids": torch.ones(2, 5, dtype=torch.long)}
+    for position in (0, -1, "all", torch.tensor([[1], [2]])):
+        site = Site(0, position=position)
+        with pytest.raises(
+            IITKitError, match="x: layer 0 block_output has 7 positions, and 5 tokens were given: positi"
+        ):
+            collect(Prefixed(), ids, {"x": site})
+        with pytest.raises(IITKitError, match="x: layer 0 block_output has 7 positions, and 5 tokens were given"):
+            interchange(Prefixed(), ids, ids, {"x": (site, Vanilla())})
+    model = model_of("gpt2")
+    given: dict[str, Any] = {**inputs(BASES[:1], "left"), "logits_to_keep": 1}
+    for position in (0, -1, "all"):
+        with pytest.raises(IITKitError, match=r"x: logits has 1 positions, and 7 tokens were given: .*logits_to_keep"):
+            collect(model, given, {"x": Site(component="logits", position=position)})
+    found = interchange(model, given, given, {"x": (Site(1, position=0), Vanilla())}).logits
+    assert torch.equal(found, model(**given).logits)  # a site elsewhere does not mind
+
+
 def test_activations_without_rows_and_positions_are_refused() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
