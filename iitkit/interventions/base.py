@@ -244,4 +244,6 @@ class Intervention(Registered):
             made.load_state_dict(tensors, strict=True)
         except (KeyError, RuntimeError) as error:
             raise IITKitError(f"{name}: stored tensors {choices(tensors)} do not fit: {error}") from error
+        if made.unfitted:
+            raise IITKitError(f"{name}: stored tensors {choices(tensors)} do not fit: they hold NaN")
         return made.requires_grad_(False).eval()

@@ -33,6 +33,7 @@ class Composed(Intervention):
     ) -> None:
         where: Space = Space.named(space or {"name": "Identity"}, site)
         which: Mask = Mask.named(mask or {"name": "All"}, where.size)
+        which.begin(site.generator)
         what: Edit = Edit.named(edit or {"name": "Swap"}, where.size, site)
         # whole specs: what was left at its default is said too
         super().__init__(where, which, what, space=where.spec(), mask=which.spec(), edit=what.spec())

@@ -26,7 +26,14 @@ def seeded(*numbers: int) -> torch.Generator:
 
 def uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator | None) -> Tensor:
     """Return numbers drawn evenly from [−bound, bound)."""
-    return (torch.rand(shape, generator=generator) * 2 - 1) * bound
+    return (torch.rand(shape, generator=generator, dtype=torch.float32) * 2 - 1) * bound
+
+
+def first_step(generator: torch.Generator | None) -> Tensor:
+    """Return where a counter of draws begins: apart for each of those that one generator starts, 0 without one."""
+    if generator is None:
+        return torch.zeros((), dtype=torch.int64)
+    return torch.randint(2**40, (), generator=generator)
 
 
 def rows(seed: int, start: int, count: int, draw: Callable[[torch.Generator], Tensor]) -> Tensor:

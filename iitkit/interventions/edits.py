@@ -87,7 +87,7 @@ class _Signed(Edit):
         self.needs_source = take == "source"
         self.vector: nn.Parameter | None = None
         if take == "vector":
-            self.vector = nn.Parameter(torch.zeros(sized(size, type(self).__name__)))
+            self.vector = nn.Parameter(torch.zeros(sized(size, type(self).__name__), dtype=torch.float32))
 
     def delta(self, chart: Chart, base: Tensor, source: Tensor | None, inputs: Tensor | None) -> Tensor:
         """Return ± the source's coordinates or the vector."""

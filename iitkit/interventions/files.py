@@ -52,6 +52,6 @@ def read_basis(name: str, shape: tuple[int, int]) -> Tensor:
         raise IITKitError(f"{path} has {asked}. It holds {choices(sorted(tensors))}")
     basis = tensors[found[0]]
     try:
-        return check_orthonormal(basis.to(torch.promote_types(basis.dtype, torch.float32)), shape).contiguous()
+        return check_orthonormal(basis, shape).contiguous()
     except IITKitError as error:
         raise IITKitError(f"{name}: {error}") from error

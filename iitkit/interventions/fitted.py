@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from iitkit.errors import IITKitError
 from iitkit.interventions.parts import Part
+
+
+def unseen(*shape: int) -> Tensor:
+    """Return a buffer that data will fill: NaN, fp32."""
+    return torch.full(shape, math.nan, dtype=torch.float32)
 
 
 class Fitted(Part):
@@ -31,8 +38,18 @@ class Fitted(Part):
         return not self._known
 
     def fit(self, value: Tensor) -> None:
-        """Fill the result; it goes on training and saving as a buffer of its own dtype and device."""
-        setattr(self, self.result, value.to(getattr(self, self.result)))
+        """Fill the result; it goes on training and saving as a buffer of its own dtype and device.
+
+        Raises:
+            IITKitError: a value that is not finite, which would be taken for data not seen yet.
+        """
+        value = value.to(getattr(self, self.result))
+        if not bool(torch.isfinite(value).all()):
+            raise IITKitError(
+                f"{type(self).__name__} observed activations that are not finite (NaN, or beyond fp32): "
+                "run the base in a wider dtype"
+            )
+        setattr(self, self.result, value)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

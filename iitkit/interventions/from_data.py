@@ -12,7 +12,7 @@ from iitkit.interventions.charts import Chart
 from iitkit.interventions.checks import number, whole
 from iitkit.interventions.draws import ROWS, Table, rows
 from iitkit.interventions.edits import Edit, sized
-from iitkit.interventions.fitted import Fitted
+from iitkit.interventions.fitted import Fitted, unseen
 from iitkit.interventions.site import SiteInfo
 from iitkit.interventions.spaces import Space
 from iitkit.interventions.statistics import Moments
@@ -36,7 +36,7 @@ class Mean(Fitted, Edit):
         """Keep the activations' mean where that gives the coordinates', through whatever the space has learned."""
         self._affine = space.affine
         length = space.width if space.affine else self.size
-        self.register_buffer("mean", torch.full((sized(length, "Mean"),), math.nan))
+        self.register_buffer("mean", unseen(sized(length, "Mean")))
 
     def observe(self, activations: Tensor, space: Space) -> None:
         """See activations [n, d]; their coordinates, once those are known, where the space is curved."""
@@ -83,7 +83,7 @@ class Resample(Fitted, Edit):
     def bind(self, space: Space) -> None:
         """Make room for the activations."""
         width = sized(space.width, "Resample")
-        self.register_buffer("kept", torch.full((self.samples, width), math.nan))
+        self.register_buffer("kept", unseen(self.samples, width))
 
     def _draw(self, generator: torch.Generator) -> Tensor:
         return torch.randint(self.samples, (ROWS,), generator=generator)
@@ -154,7 +154,7 @@ class Noise(Fitted, Edit):
         super().__init__(size, site, sigma=sigma, times_std=times_std, seed=whole("seed", seed, 0))
         self.sigma, self.times_std, self._moments = sigma, times_std, Moments()
         self.std: Tensor
-        self.register_buffer("std", torch.tensor(math.nan) if sigma is None else None)
+        self.register_buffer("std", unseen() if sigma is None else None)
         self._table = Table(seed)
 
     def bind(self, space: Space) -> None:
@@ -162,7 +162,7 @@ class Noise(Fitted, Edit):
         self._width = sized(space.width, "Noise")
 
     def _draw(self, generator: torch.Generator) -> Tensor:
-        return torch.randn(ROWS, self._width, generator=generator)
+        return torch.randn(ROWS, self._width, generator=generator, dtype=torch.float32)
 
     def observe(self, activations: Tensor, space: Space) -> None:
         """See activations [n, d]."""

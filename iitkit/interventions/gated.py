@@ -23,10 +23,12 @@ _GATES: dict[str, type[Sigmoid] | type[HardConcrete]] = {"sigmoid": Sigmoid, "ha
 _EDITS: dict[str, type[Edit]] = {"swap": Swap, "zero": Zero, "mean": Mean, "resample": Resample}
 
 
-def gates(size: int, gate: str, temperature: float | None) -> Mask:
+def gates(size: int, gate: str, temperature: float | None, site: SiteInfo) -> Mask:
     """Return the learned mask; a temperature of None is the gate's own."""
     kind = _GATES[one_of("gate", gate, _GATES)]
-    return kind(size) if temperature is None else kind(size, temperature)
+    made = kind(size) if temperature is None else kind(size, temperature)
+    made.begin(site.generator)
+    return made
 
 
 def change(space: Space, site: SiteInfo, edit: str) -> Edit:
@@ -56,7 +58,7 @@ class MaskedNeurons(Intervention):
         space = Identity(site)
         super().__init__(
             space,
-            gates(site.width, gate, temperature),
+            gates(site.width, gate, temperature, site),
             change(space, site, edit),
             gate=gate,
             temperature=temperature,
@@ -95,7 +97,7 @@ class MaskedSubspace(Intervention):
         space = Rotation(site, start, frozen) if rank is None else LowRankRotation(site, rank, start, frozen)
         super().__init__(
             space,
-            gates(space.rank, gate, temperature),
+            gates(space.rank, gate, temperature, site),
             change(space, site, edit),
             rank=rank,
             gate=gate,
@@ -118,7 +120,8 @@ class SAEFeatures(Intervention):
 
     Args:
         site: the site's sizes.
-        file: SAELens' ``….safetensors`` with its ``cfg.json`` beside it, or Gemma Scope's ``params.npz``.
+        file: SAELens' ``….safetensors`` with its ``cfg.json`` beside it, Gemma Scope's ``params.npz``, or Gemma Scope
+            2's ``params.safetensors``.
         features: which features: the first k, or a list of indices. All unless said.
         gate: learn a mask over all features instead: ``sigmoid`` or ``hard_concrete``; see :class:`MaskedNeurons`.
         temperature: of the gates at the start.
@@ -143,7 +146,7 @@ class SAEFeatures(Intervention):
             raise IITKitError(f"temperature {temperature}: only a gate has one, give gate: sigmoid")
         space = SAE(site, file)
         assert space.size is not None
-        mask = some(space.size, features) if gate is None else gates(space.size, gate, temperature)
+        mask = some(space.size, features) if gate is None else gates(space.size, gate, temperature, site)
         super().__init__(
             space,
             mask,

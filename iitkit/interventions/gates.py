@@ -10,11 +10,20 @@ from torch import Tensor, nn
 
 from iitkit.errors import IITKitError
 from iitkit.interventions.checks import number
-from iitkit.interventions.draws import seeded
+from iitkit.interventions.draws import first_step, seeded
 from iitkit.interventions.masks import Mask
 
 LEAST = 1e-3
 """Least share of the coordinates that a boundary leaves."""
+COLDEST, HOTTEST = 1e-30, 1e30
+"""Temperatures by which fp32 can divide and multiply."""
+
+
+def _heat(value: float) -> Tensor:
+    heat = number("temperature", value, above=0)
+    if not COLDEST <= heat <= HOTTEST:
+        raise IITKitError(f"temperature {value!r}: expected a number from {COLDEST:g} to {HOTTEST:g}")
+    return torch.tensor(heat, dtype=torch.float32)
 
 
 class _Learned(Mask):
@@ -28,7 +37,7 @@ class _Learned(Mask):
         self.kept: Tensor | None
         self.register_buffer("kept", None)
         self.heat: Tensor | None
-        self.register_buffer("heat", torch.tensor(number("temperature", temperature, above=0)))
+        self.register_buffer("heat", _heat(temperature))
 
     def soft(self) -> Tensor:
         """Return the weights in training, [k] in [0, 1]."""
@@ -50,7 +59,7 @@ class _Learned(Mask):
 
     def penalty(self) -> Tensor:
         """Return the charge for the soft mask's size; nothing once it is released."""
-        return self.charge() if self.kept is None else torch.zeros((), device=self.kept.device)
+        return self.charge() if self.kept is None else self.nothing
 
     def effective_size(self) -> float:
         """Return the number of coordinates of the hardened mask."""
@@ -65,7 +74,7 @@ class _Learned(Mask):
     def temperature(self, value: float) -> None:
         if self.heat is None:
             raise IITKitError(f"temperature {value}: the mask is released and stays hard")
-        self.heat = torch.full_like(self.heat, number("temperature", value, above=0))
+        self.heat = _heat(value).to(self.heat)
 
     def freeze(self, tensors: dict[str, Tensor] | None = None) -> None:
         """Keep the hard mask (or the ``kept`` of ``tensors``) and drop what trained.
@@ -73,13 +82,17 @@ class _Learned(Mask):
         Raises:
             IITKitError: a stored mask of another length or type.
         """
-        kept = self.hard().detach().clone() if tensors is None else tensors["kept"]
+        if tensors is None:
+            kept = self.hard().detach().clone() if self.kept is None else self.kept
+        else:
+            kept = tensors["kept"]
         if kept.dtype != torch.bool or tuple(kept.shape) != (self.size,):
             raise IITKitError(
                 f"mask of {str(kept.dtype).removeprefix('torch.')} {tuple(kept.shape)}: expected bool {(self.size,)}"
             )
         for name in (*dict(self.named_parameters()), *dict(self.named_buffers())):
-            setattr(self, name, None)
+            if name != "nothing":
+                setattr(self, name, None)
         self.kept = kept
 
 
@@ -117,7 +130,7 @@ class Boundary(_Learned):
         if share != 1:
             number("share", share, above=0, below=1)
         super().__init__(size, temperature, share=share)
-        self.share: nn.Parameter | None = nn.Parameter(torch.tensor(float(share)))
+        self.share: nn.Parameter | None = nn.Parameter(torch.tensor(float(share), dtype=torch.float32))
 
     def charge(self) -> Tensor:
         """Return β."""
@@ -137,8 +150,9 @@ class Boundary(_Learned):
         return torch.sigmoid(self._beyond() / self.heat)
 
     def hard(self) -> Tensor:
-        """Return ``i < β·k``."""
-        return self._beyond() > 0
+        """Return ``i < β·k``, but for what fp32 adds to a share like 7/13."""
+        assert self.size is not None
+        return self._beyond() > 1e-6 * self.size
 
 
 class Sigmoid(_Learned):
@@ -157,7 +171,7 @@ class Sigmoid(_Learned):
 
     def __init__(self, size: int, temperature: float = 1.0) -> None:
         super().__init__(size, temperature)
-        self.gates: nn.Parameter | None = nn.Parameter(torch.zeros(size))
+        self.gates: nn.Parameter | None = nn.Parameter(torch.zeros(size, dtype=torch.float32))
 
     def soft(self) -> Tensor:
         """Return ``σ(θ/T)``."""
@@ -197,9 +211,13 @@ class HardConcrete(_Learned):
     def __init__(self, size: int, temperature: float = 2 / 3, seed: int = 0) -> None:
         super().__init__(size, temperature, seed=seed)
         self.seed = seed
-        self.gates: nn.Parameter | None = nn.Parameter(torch.zeros(size))
+        self.gates: nn.Parameter | None = nn.Parameter(torch.zeros(size, dtype=torch.float32))
         self.draws: Tensor | None
-        self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("draws", first_step(None))
+
+    def begin(self, generator: torch.Generator | None) -> None:
+        """Let a generator say where the draws begin, so that no two placements draw the same gates in every step."""
+        self.draws = first_step(generator)
 
     def _noise(self) -> Tensor:
         """Return this step's log u − log(1−u), [k]."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from iitkit.errors import IITKitError
 from iitkit.interventions.charts import Chart
 from iitkit.interventions.checks import number, one_of, whole
-from iitkit.interventions.draws import seeded, uniform
+from iitkit.interventions.draws import first_step, seeded, uniform
 from iitkit.interventions.edits import Edit, sized
 from iitkit.interventions.site import SiteInfo
 
@@ -58,7 +58,7 @@ class Affine(Edit):
             assert site is not None
             # as torch's linear layers begin
             self.weight = nn.Parameter(uniform((k, site.width), bound, generator))
-        self.bias = nn.Parameter(uniform((k,), bound, generator) if bound else torch.zeros(k))
+        self.bias = nn.Parameter(uniform((k,), bound, generator) if bound else torch.zeros(k, dtype=torch.float32))
 
     def delta(self, chart: Chart, base: Tensor, source: Tensor | None, inputs: Tensor | None) -> Tensor:
         """Return ``act(W h + c)``, less the base's coordinates where it sets them."""
@@ -100,15 +100,18 @@ class LowRankUpdate(Edit):
         if dropout != 0:
             number("dropout", dropout, above=0, below=1)
         super().__init__(size, site, rank=rank, alpha=number("alpha", alpha), dropout=dropout, seed=seed)
-        if site is not None and site.stored is not None:
-            self.input_width = len(site.stored["edit.A"])
+        if site is not None and site.stored is not None and self.input_width is None:
+            stored = site.stored["edit.A"]
+            if stored.dim() != 2:
+                raise IITKitError(f"A of shape {tuple(stored.shape)}: expected [input width, rank]")
+            self.input_width = stored.shape[0]
         if site is None or self.input_width is None:
             raise IITKitError("LoRA reads the module's input, and the site has none: place it at a module's output")
         self.scale, self.dropout, self.seed = alpha / rank, dropout, whole("seed", seed, 0)
         self.A = nn.Parameter(uniform((self.input_width, rank), self.input_width**-0.5, site.generator))
-        self.B = nn.Parameter(torch.zeros(rank, sized(size, "LoRA")))
+        self.B = nn.Parameter(torch.zeros(rank, sized(size, "LoRA"), dtype=torch.float32))
         self.draws: Tensor | None
-        self.register_buffer("draws", torch.zeros((), dtype=torch.int64) if dropout else None)
+        self.register_buffer("draws", first_step(site.generator) if dropout else None)
 
     def _step(self) -> int:
         """Return the number of this step's draw."""
@@ -126,6 +129,6 @@ class LowRankUpdate(Edit):
         assert inputs is not None
         if self.draws is not None and self.training:
             generator = seeded(self.seed, self.once("step", self._step, graph=False))
-            kept = torch.rand(inputs.shape, generator=generator) >= self.dropout
+            kept = torch.rand(inputs.shape, generator=generator, dtype=torch.float32) >= self.dropout
             inputs = inputs * kept.to(inputs) / (1 - self.dropout)
         return self.scale * ((inputs @ self.A.to(inputs.dtype)) @ self.B.to(inputs.dtype))

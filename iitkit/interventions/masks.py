@@ -27,6 +27,11 @@ class Mask(Part):
     def __init__(self, size: int | None, **options: Any) -> None:
         super().__init__(**options)
         self.size = size
+        self.nothing: Tensor
+        self.register_buffer("nothing", torch.zeros((), dtype=torch.float32), persistent=False)  # on its device
+
+    def begin(self, generator: torch.Generator | None) -> None:
+        """Let a generator say where random draws begin; nothing to do for a mask that draws none."""
 
     def weights(self, block: str | None = None) -> Tensor | None:
         """Return the weights [k]: bool where the mask is hard; None stands for all."""
@@ -52,7 +57,7 @@ class Mask(Part):
 
     def penalty(self) -> Tensor:
         """Return what a loss may be charged for the mask's size, 0-dim; nothing where the size is fixed."""
-        return torch.zeros(())
+        return self.nothing
 
     def effective_size(self) -> float | None:
         """Return the number of coordinates of the hardened mask; None stands for all."""

@@ -23,15 +23,17 @@ def orthonormal(free: Tensor) -> Tensor:
 
 
 def check_orthonormal(basis: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Return a basis read from a file.
+    """Return a basis read from a file, fp32 or wider.
 
     Raises:
-        IITKitError: another shape, or columns that are not orthonormal.
+        IITKitError: another shape, no real numbers, or columns that are not orthonormal.
     """
+    if not basis.is_floating_point():
+        raise IITKitError(f"basis of {str(basis.dtype).removeprefix('torch.')} numbers: expected float32 or wider")
     if tuple(basis.shape) != shape:
         raise IITKitError(f"basis of shape {tuple(basis.shape)}: expected {shape}")
     identity = torch.eye(shape[1], dtype=torch.float64, device=basis.device)
     off = (basis.T.double() @ basis.double() - identity).abs().max().item()
     if not off < 1e-3:
         raise IITKitError(f"basis is not orthonormal (RᵀR differs from I by {off:.2g}): the file is damaged")
-    return basis
+    return basis.to(torch.promote_types(basis.dtype, torch.float32))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from iitkit.interventions.charts import LinearChart
 from iitkit.interventions.checks import whole
-from iitkit.interventions.fitted import Fitted
+from iitkit.interventions.fitted import Fitted, unseen
+from iitkit.interventions.orthonormal import check_orthonormal
 from iitkit.interventions.site import SiteInfo
 from iitkit.interventions.spaces import Space
 from iitkit.interventions.statistics import Moments
@@ -41,10 +40,10 @@ class PCA(Fitted, Space):
         self.mean: Tensor
         self.scale: Tensor | None
         self.explained: Tensor
-        self.register_buffer("basis", torch.full((site.width, rank), math.nan))
-        self.register_buffer("mean", torch.full((site.width,), math.nan))
-        self.register_buffer("scale", torch.full((site.width,), math.nan) if standardise else None)
-        self.register_buffer("explained", torch.full((rank,), math.nan))
+        self.register_buffer("basis", unseen(site.width, rank))
+        self.register_buffer("mean", unseen(site.width))
+        self.register_buffer("scale", unseen(site.width) if standardise else None)
+        self.register_buffer("explained", unseen(rank))
         self._moments = Moments(full=True)
 
     def observe(self, activations: Tensor) -> None:
@@ -63,6 +62,8 @@ class PCA(Fitted, Space):
         seen = self._moments
         seen.need(self.rank + 1, f"PCA of rank {self.rank}")
         covariance = seen.scatter / (seen.count - 1)
+        if not bool(torch.isfinite(covariance).all()):  # eigh would say something else
+            self.fit(torch.full_like(self.basis, torch.nan))
         if self.scale is not None:
             spread = covariance.diagonal().sqrt()
             scale = torch.where(spread > 0, spread, 1.0)
@@ -72,9 +73,19 @@ class PCA(Fitted, Space):
         directions = directions.flip(1)[:, : self.rank]
         largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
         self.mean = seen.mean.to(self.mean)
-        self.explained = (variances.flip(0)[: self.rank] / variances.sum()).clamp(min=0).to(self.explained)
+        total = variances.sum().clamp(min=torch.finfo(variances.dtype).tiny)  # of data that never vary
+        self.explained = (variances.flip(0)[: self.rank] / total).clamp(min=0).to(self.explained)
         self.fit((directions * largest.sign()).contiguous())
         self._moments = Moments(full=True)
+
+    def freeze(self, tensors: dict[str, Tensor] | None = None) -> None:
+        """Check the ``basis`` of ``tensors``; nothing trains that would be dropped.
+
+        Raises:
+            IITKitError: a basis of another shape, or one whose columns are not orthonormal.
+        """
+        if tensors is not None:
+            check_orthonormal(tensors["basis"], (self.mean.shape[0], self.rank))
 
     def chart(self) -> LinearChart:
         """Return the affine map."""

@@ -30,11 +30,12 @@ class _Rotated(Space):
             free = read_basis(start, (site.width, rank))
         else:
             # unit columns: Adam's steps then turn them as far as in the field's usual orthogonal parametrisation
-            free = nn.functional.normalize(torch.randn(site.width, rank, generator=site.generator), dim=0)
+            drawn = torch.randn(site.width, rank, generator=site.generator, dtype=torch.float32)
+            free = nn.functional.normalize(drawn, dim=0)
         self.free: nn.Parameter | None = nn.Parameter(free)
         self.basis: Tensor | None
         self.register_buffer("basis", None)
-        self._kept: tuple[Tensor, tuple[int, int, torch.device], Tensor] | None = None
+        self._kept: tuple[Tensor, Tensor] | None = None
         if frozen:
             self.freeze(None if start is None or site.stored is not None else {"basis": free})
 
@@ -45,12 +46,10 @@ class _Rotated(Space):
         assert self.free is not None
         if torch.is_grad_enabled() and self.free.requires_grad:
             return self.once("rotation", lambda: orthonormal(self.free))  # type: ignore[arg-type]
-        key = (self.free._version, self.free.data_ptr(), self.free.device)
-        if self._kept is None or self._kept[1] != key:
+        if self._kept is None or not _same(self._kept[0], self.free):
             with torch.inference_mode(False), torch.no_grad():  # what is kept must serve outside inference mode too
-                # holding the matrix itself keeps its address from being given to another
-                self._kept = (self.free.detach(), key, orthonormal(self.free))
-        return self._kept[2]
+                self._kept = (self.free.detach().clone(), orthonormal(self.free))
+        return self._kept[1]
 
     def chart(self) -> LinearChart:
         """Return the linear map along R."""
@@ -66,6 +65,11 @@ class _Rotated(Space):
         assert self.width is not None
         self.basis = check_orthonormal(given, (self.width, self.rank))
         self.free = None
+
+
+def _same(kept: Tensor, now: Tensor) -> bool:
+    """Return whether a matrix is what it was: by its numbers, as a change through ``.data`` leaves no other trace."""
+    return kept.dtype == now.dtype and kept.device == now.device and torch.equal(kept, now)
 
 
 class LowRankRotation(_Rotated):

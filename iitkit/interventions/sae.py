@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from iitkit.errors import IITKitError
 from iitkit.interventions.charts import Chart
 from iitkit.interventions.sae_files import Weights, read_sae
 from iitkit.interventions.site import SiteInfo
@@ -50,7 +49,8 @@ class SAE(Space):
 
     Args:
         site: the site's sizes.
-        file: SAELens' ``….safetensors`` with its ``cfg.json`` beside it, or Gemma Scope's ``params.npz``.
+        file: SAELens' ``….safetensors`` with its ``cfg.json`` beside it, Gemma Scope's ``params.npz``, or Gemma Scope
+            2's ``params.safetensors``.
 
     Raises:
         IITKitError: a file that cannot be used, or an autoencoder for activations of another width.
@@ -61,20 +61,19 @@ class SAE(Space):
     def __init__(self, site: SiteInfo, file: str) -> None:
         stored = site.stored
         if stored is None:
-            tensors = read_sae(file, site.width).tensors()
+            weights = read_sae(file, site.width)
         else:
-            tensors = {key.removeprefix("space."): value for key, value in stored.items() if key.startswith("space.")}
-        if tuple(tensors["W_enc"].shape[:1]) != (site.width,):
-            raise IITKitError(f"SAE of width {len(tensors['W_enc'])}: expected the site's width {site.width}")
-        super().__init__(site.width, tensors["W_enc"].shape[1], file=file)
+            own = {key.removeprefix("space."): value for key, value in stored.items()}
+            weights = Weights.from_tensors(own, site.width, "the stored autoencoder")
+        super().__init__(site.width, weights.W_enc.shape[1], file=file)
         self.W_enc: Tensor
         self.b_enc: Tensor
         self.W_dec: Tensor
         self.centre: Tensor
         self.threshold: Tensor
-        for name in ("W_enc", "b_enc", "W_dec", "centre", "threshold", "top"):
-            self.register_buffer(name, tensors[name].clone())
-        self._top = int(tensors["top"])
+        for name, tensor in weights.tensors().items():
+            self.register_buffer(name, tensor.clone())
+        self._top = weights.top
 
     def chart(self) -> SAEChart:
         """Return the encoder and the decoder."""

@@ -15,6 +15,7 @@ from iitkit.errors import IITKitError, choices
 from iitkit.interventions.files import read_tensors
 
 ARCHITECTURES = ("standard", "jumprelu", "topk")
+GEMMA_SCOPE: Mapping[str, Any] = {"architecture": "jumprelu", "apply_b_dec_to_input": False}
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "normalize_activations": ("none", None, False),
     "reshape_activations": ("none", None, False),
@@ -48,12 +49,42 @@ class Weights:
         """Return all of it as tensors, by name: what tells the kinds apart must not go missing."""
         return {name: torch.as_tensor(value) for name, value in vars(self).items()}
 
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, Tensor], width: int, who: str) -> Weights:
+        """Return the weights that :meth:`tensors` gave, or that a file holds.
+
+        Args:
+            tensors: by name.
+            width: what the activation's size must be.
+            who: whose they are, for messages.
+
+        Raises:
+            IITKitError: another width, shapes that do not go together, or no such number of features for a TopK.
+        """
+        encoder, top = tensors["W_enc"], tensors["top"]
+        if encoder.dim() != 2:
+            raise IITKitError(f"{who}: W_enc has shape {tuple(encoder.shape)}, expected {width} × features")
+        if encoder.shape[0] != width:
+            raise IITKitError(f"{who} is for activations of width {encoder.shape[0]}, the site's is {width}")
+        k = encoder.shape[1]
+        shapes = {"b_enc": (k,), "W_dec": (k, width), "centre": (width,), "threshold": (k,)}
+        for name, shape in shapes.items():
+            if tuple(tensors[name].shape) != shape:
+                said = "b_dec" if name == "centre" else name
+                raise IITKitError(f"{who}: {said} has shape {tuple(tensors[name].shape)}, expected {shape}")
+        if top.dim() or top.is_floating_point() or not 1 <= int(top) <= k:
+            raise IITKitError(f"{who}: k is {top.tolist()}: expected 1 to its {k} features")
+        found = {name: tensors[name] for name in ("W_enc", *shapes)}
+        wide = {name: x.to(torch.promote_types(x.dtype, torch.float32)).contiguous() for name, x in found.items()}
+        return Weights(**wide, top=int(top))
+
 
 def read_sae(name: str, width: int) -> Weights:
     """Read a sparse autoencoder.
 
     Args:
-        name: ``….safetensors`` of SAELens, with its ``cfg.json`` beside it, or ``….npz`` of Gemma Scope.
+        name: ``….safetensors`` of SAELens, with its ``cfg.json`` beside it; ``….npz`` of Gemma Scope, or
+            ``….safetensors`` of Gemma Scope 2.
         width: what the activation's size must be.
 
     Raises:
@@ -61,28 +92,25 @@ def read_sae(name: str, width: int) -> Weights:
     """
     file = Path(name)
     tensors = read_tensors(file)
-    config: Mapping[str, Any] = (
-        {"architecture": "jumprelu", "apply_b_dec_to_input": False} if file.suffix == ".npz" else _config(file)
-    )
+    if "w_enc" in tensors:  # as Gemma Scope 2 spells them
+        tensors = {{"w_enc": "W_enc", "w_dec": "W_dec"}.get(key, key): value for key, value in tensors.items()}
+        config = GEMMA_SCOPE
+    else:
+        config = GEMMA_SCOPE if file.suffix == ".npz" else _config(file)
+    if "affine_skip_connection" in tensors:
+        raise IITKitError(f"{file} is a transcoder (it has affine_skip_connection), no sparse autoencoder of one site")
     architecture, top = _architecture(config, file)
     wanted = ["W_enc", "b_enc", "W_dec", "b_dec"] + ["threshold"] * (architecture == "jumprelu")
     if missing := [key for key in wanted if key not in tensors]:
         raise IITKitError(f"{file} has no tensor {missing[0]!r}: it holds {choices(sorted(tensors))}")
-    W_enc, b_enc, W_dec, b_dec, *rest = (
-        tensors[key].to(torch.promote_types(tensors[key].dtype, torch.float32)).contiguous() for key in wanted
-    )
-    if W_enc.dim() != 2 or W_enc.shape[0] != width:
-        raise IITKitError(f"{file} is for activations of width {W_enc.shape[0]}, the site's is {width}")
-    k = W_enc.shape[1]
-    for key, tensor, shape in zip(
-        wanted[1:], [b_enc, W_dec, b_dec, *rest], [(k,), (k, width), (width,), (k,)], strict=False
-    ):
-        if tuple(tensor.shape) != shape:
-            raise IITKitError(f"{file}: {key} has shape {tuple(tensor.shape)}, expected {shape}")
-    if top is not None and not 1 <= top <= k:
-        raise IITKitError(f"{file}: k is {top}: expected 1 to its {k} features")
-    centre = b_dec if config.get("apply_b_dec_to_input", True) else torch.zeros_like(b_dec)
-    return Weights(W_enc, b_enc, W_dec, centre, rest[0] if rest else torch.zeros_like(b_enc), top or k)
+    bias = tensors["b_enc"]
+    found = {
+        **{key: tensors[key] for key in ("W_enc", "b_enc", "W_dec")},
+        "centre": tensors["b_dec"] if config.get("apply_b_dec_to_input", True) else torch.zeros(width, dtype=torch.float32),
+        "threshold": tensors["threshold"] if architecture == "jumprelu" else torch.zeros_like(bias),
+        "top": torch.tensor(bias.numel() if top is None else top),
+    }
+    return Weights.from_tensors(found, width, str(file))
 
 
 def _config(file: Path) -> Mapping[str, Any]:

@@ -140,6 +140,46 @@ def test_too_few_activations_are_refused() -> None:
         assert not made.unfitted
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e300])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"name": "Mean"},
+        {"name": "Resample", "samples": 200},
+        {"name": "Noise", "times_std": 1.0},
+        {"name": "PCASubspace", "rank": 2},
+    ],
+    ids=str,
+)
+def test_activations_that_are_not_finite_are_refused(spec: dict[str, Any], bad: float) -> None:
+    # NaN says that the data have not been seen: `while made.unfitted` would never end
+    made = Intervention.from_spec(spec, SITE)
+    x = data()
+    x[77, 3] = bad
+    for part in x.split(7):  # type: ignore[no-untyped-call]
+        made.observe(part)
+    with pytest.raises(IITKitError, match=r"observed activations that are not finite \(NaN, or beyond fp32\): run the"):
+        made.finish()
+
+
+def test_components_of_data_that_never_vary() -> None:
+    made = PCASubspace(SITE, rank=2)
+    fitted(made, torch.full((50, D), 3.0))
+    assert bool(torch.isfinite(buffer(made, "space.explained")).all())
+    basis = buffer(made, "space.basis")
+    assert (basis.T @ basis - torch.eye(2)).abs().max() < 1e-6
+
+
+def test_stored_results_that_are_none_are_refused() -> None:
+    made = PCASubspace(SITE, rank=2)
+    fitted(made, data())
+    tensors = made.released().state_dict()
+    with pytest.raises(IITKitError, match="basis is not orthonormal"):
+        Intervention.from_spec(made.spec(), SITE, {**tensors, "space.basis": tensors["space.basis"] * 1.1})
+    with pytest.raises(IITKitError, match=r"Mean: stored tensors edit\.mean do not fit: they hold NaN"):
+        Intervention.from_spec({"name": "Mean"}, SITE, {"edit.mean": torch.full((D,), math.nan)})
+
+
 def test_once_fitted_more_data_change_nothing() -> None:
     for made in (PCASubspace(SITE, rank=2), Mean(SITE), Resample(SITE, samples=4), Noise(SITE, times_std=1.0)):
         fitted(made, data())

@@ -243,6 +243,15 @@ def test_lora_dropout_leaves_out_a_share_and_scales_the_rest() -> None:
     assert torch.equal(again(torch.zeros(3), inputs=x), made.train()(torch.zeros(3), inputs=x))
 
 
+def test_lora_at_several_sites_leaves_out_different_inputs() -> None:
+    site = SiteInfo(1, input_width=200, generator=torch.Generator().manual_seed(0))
+    kept = []
+    for _ in range(2):
+        made = fill(LoRA(site, rank=1, alpha=1.0, dropout=0.5), A=torch.ones(200), B=[1.0])
+        kept.append(torch.stack([made(torch.zeros(200, 1), inputs=torch.eye(200))[:, 0] for _ in range(20)]).flatten())
+    assert torch.corrcoef(torch.stack(kept))[0, 1].abs() < 0.1
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda x: x,
     "relu": lambda x: x.clamp(min=0),

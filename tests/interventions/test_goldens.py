@@ -122,6 +122,11 @@ def test_damaged_tensors_are_refused() -> None:
         fill({"space.basis": basis[:, :1]})
     with pytest.raises(IITKitError, match=r"basis of shape \(6, 2\): expected \(5, 2\)"):
         Intervention.from_spec(made.spec(), SiteInfo(5), {"space.basis": basis})
+    for dtype in (torch.int64, torch.complex64):
+        with pytest.raises(IITKitError, match=rf"basis of {str(dtype)[6:]} numbers: expected float32 or wider"):
+            fill({"space.basis": torch.eye(6, 2).to(dtype)})
+    half = torch.eye(6, 2).half()
+    assert fill({"space.basis": half}).state_dict()["space.basis"].dtype == torch.float32
     with pytest.raises(IITKitError, match=r"LowRankSubspace: stored tensors space\.free do not fit"):
         fill({"space.free": torch.zeros(6, 2)})
     with pytest.raises(IITKitError, match="LowRankSubspace: stored tensors  do not fit"):
@@ -188,6 +193,11 @@ def test_every_way_of_changing_the_matrix_is_seen() -> None:
     for _ in range(20):  # a new matrix may come to lie where an old one lay
         free.data = torch.randn(64, 8)
         free.data = torch.randn(64, 8)
+        check()
+    for _ in range(3):  # leaves no trace but the numbers, e.g. an optimizer or a broadcast that writes so
+        free.data.copy_(torch.randn(64, 8))
+        check()
+        free.data[0, 0] += 1.0
         check()
     made.double()
     check()

@@ -12,7 +12,7 @@ from torch import Tensor
 from iitkit.errors import IITKitError
 from iitkit.interventions import BoundlessSubspace, Intervention, MaskedNeurons, RotatedSubspace, SiteInfo, Vanilla
 from iitkit.interventions.edits import Add, Constant, Swap
-from iitkit.interventions.gates import Boundary, HardConcrete, Sigmoid
+from iitkit.interventions.gates import COLDEST, HOTTEST, Boundary, HardConcrete, Sigmoid
 from iitkit.interventions.masks import All, Blocks, Indices, Mask
 from iitkit.interventions.rotations import LowRankRotation, Rotation
 from iitkit.interventions.spaces import Identity
@@ -70,6 +70,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "features without a site": (lambda: Vanilla(features=2), "features 2 need a site: build it with SiteInfo"),
     "temperature 0": (lambda: Sigmoid(4, 0.0), "temperature 0.0: expected a number above 0"),
     "temperature < 0": (lambda: Boundary(4, temperature=-1.0), "temperature -1.0: expected a number above 0"),
+    "temperature that fp32 makes 0": (lambda: Sigmoid(4, 1e-46), "temperature 1e-46: expected a number from 1e-30 to"),
+    "temperature that fp32 makes infinite": (
+        lambda: Boundary(4, temperature=1e39),
+        "temperature 1e+39: expected a number from 1e-30 to",
+    ),
     "temperature inf": (lambda: HardConcrete(4, float("inf")), "temperature inf: expected a number above 0"),
     "share 0": (lambda: Boundary(4, share=0.0), "share 0.0: expected a number above 0 and below 1"),
     "share 2": (lambda: Boundary(4, share=2.0), "share 2.0: expected a number above 0 and below 1"),
@@ -126,8 +131,8 @@ def test_a_temperature_is_set_checked_saved_and_never_trained() -> None:
         other = Intervention.from_spec(made.spec(), SiteInfo(4))
         other.load_state_dict(made.state_dict())
         assert other.temperature == 0.25
-        for bad in (0.0, -1.0, float("nan"), float("inf")):
-            with pytest.raises(IITKitError, match=r"temperature .*: expected a number above 0"):
+        for bad in (0.0, -1.0, float("nan"), float("inf"), 1e-46, 1e39):
+            with pytest.raises(IITKitError, match=r"temperature .*: expected a number (above 0|from 1e-30)"):
                 made.temperature = bad
         assert made.temperature == 0.25
         base, source = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
@@ -144,6 +149,19 @@ def test_a_temperature_is_set_checked_saved_and_never_trained() -> None:
 
 
 KINDS: list[type[Mask]] = [Boundary, Sigmoid, HardConcrete]
+
+
+def test_the_coldest_and_the_hottest_mask_have_numbers() -> None:
+    for make in (lambda t: Boundary(4, temperature=t), lambda t: Sigmoid(4, t), lambda t: HardConcrete(4, t)):
+        for temperature in (COLDEST, HOTTEST):
+            mask = make(temperature)
+            found = mask.weights()
+            assert isinstance(found, Tensor)
+            (found.sum() + mask.penalty()).backward()  # type: ignore[no-untyped-call]
+            gradient = share_of(mask).grad
+            assert gradient is not None
+            assert bool(torch.isfinite(found).all())
+            assert bool(torch.isfinite(gradient).all())
 
 
 def test_a_softer_mask_is_closer_to_a_half() -> None:
@@ -172,6 +190,18 @@ def test_effective_sizes() -> None:
     assert RotatedSubspace(site, coordinates={"a": 2, "b": [5]}).effective_size() == 3.0
     for share, size in ((0.5, 3), (0.51, 4), (1.0, 6), (0.001, 1)):
         assert BoundlessSubspace(site, share=share).effective_size() == size
+
+
+def test_a_share_of_n_of_k_is_n_coordinates() -> None:
+    for k in (7, 13, 19, 21, 64, 768):
+        for n in range(1, k):
+            assert Boundary(k, share=n / k).effective_size() == n  # and not n + 1, where fp32 rounds n / k up
+
+
+def test_a_penalty_is_on_the_mask_s_device() -> None:
+    # as those of several placements are added up
+    for made in (Vanilla(), MaskedNeurons(SiteInfo(4)), MaskedNeurons(SiteInfo(4)).released()):
+        assert made.to("meta").penalty().device.type == "meta"
 
 
 def test_penalties_are_differentiable_and_charged_once() -> None:
@@ -223,6 +253,19 @@ def test_a_boundary_that_ran_out_comes_back() -> None:
 
 
 # --- draws of hard-concrete gates ---
+
+
+def test_placements_of_one_alignment_draw_different_gates() -> None:
+    def alignment() -> list[Mask]:
+        site = SiteInfo(200, generator=torch.Generator().manual_seed(0))
+        composed = {"name": "Composed", "mask": {"name": "HardConcrete"}}
+        named = {"name": "MaskedNeurons", "gate": "hard_concrete"}
+        return [Intervention.from_spec(spec, site).mask for spec in (named, named, composed, composed)]
+
+    draws, again = ([weights(mask) for mask in alignment()] for _ in range(2))
+    assert draws == again
+    both = torch.corrcoef(torch.tensor(draws)).fill_diagonal_(0)
+    assert float(both.abs().max()) < 0.3
 
 
 def test_gates_are_drawn_anew_each_step_without_the_global_generator() -> None:

@@ -42,6 +42,14 @@ def gemma_scope(folder: Path, tensors: dict[str, Tensor]) -> str:
     return str(folder / "params.npz")
 
 
+def gemma_scope_2(folder: Path, tensors: dict[str, Tensor]) -> str:
+    """As the Hub has them: lower-case names, and a config.json that says nothing of the maths."""
+    spelt = {name.replace("W_", "w_"): tensor for name, tensor in tensors.items()}
+    save_file(spelt, folder / "params.safetensors")
+    (folder / "config.json").write_text(json.dumps({"architecture": "jump_relu", "type": "sae"}))
+    return str(folder / "params.safetensors")
+
+
 def features(kind: str, w: dict[str, Tensor], x: Tensor, centred: bool) -> Tensor:
     """One row and one feature at a time, from the papers."""
     rows = []
@@ -71,6 +79,7 @@ CASES: dict[str, tuple[str, bool, dict[str, Any]]] = {
         {"architecture": "standard", "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}},
     ),
     "Gemma Scope": ("jumprelu", False, {}),
+    "Gemma Scope 2": ("jumprelu", False, {"small": True}),
 }
 
 
@@ -78,7 +87,12 @@ CASES: dict[str, tuple[str, bool, dict[str, Any]]] = {
 def test_features_are_swapped_and_the_reconstruction_error_stays(case: str, tmp_path: Path) -> None:
     kind, centred, config = CASES[case]
     w = weights(threshold=kind == "jumprelu")
-    file = saelens(tmp_path, w, **config) if config else gemma_scope(tmp_path, w)
+    if not config:
+        file = gemma_scope(tmp_path, w)
+    elif "small" in config:
+        file = gemma_scope_2(tmp_path, w)
+    else:
+        file = saelens(tmp_path, w, **config)
     base, source = 2 * normal(6, D, seed=6), 2 * normal(6, D, seed=7)
     before, after = features(kind, w, base, centred), features(kind, w, source, centred)
     assert 0.1 < float((before > 0).float().mean()) < 0.9
@@ -121,8 +135,16 @@ def test_only_the_named_file_is_read_and_only_when_it_is_made(tmp_path: Path) ->
     rebuilt = Intervention.from_spec(made.spec(), SITE, tensors)
     base, source = normal(3, D, seed=1), normal(3, D, seed=2)
     assert torch.equal(rebuilt(base, source), made(base, source))
-    with pytest.raises(IITKitError, match="SAE of width 5: expected the site's width 6"):
+    with pytest.raises(IITKitError, match="the stored autoencoder is for activations of width 5, the site's is 6"):
         Intervention.from_spec(made.spec(), SiteInfo(6), tensors)
+
+
+@pytest.mark.parametrize("top", [0, -1, K + 1, float("nan"), [1, 2]])
+def test_a_stored_number_of_features_that_cannot_be_is_refused(top: Any, tmp_path: Path) -> None:
+    made = SAEFeatures(SITE, saelens(tmp_path, weights(), architecture="topk", k=3))
+    tensors = {**made.released().state_dict(), "space.top": torch.tensor(top)}
+    with pytest.raises(IITKitError, match=r"the stored autoencoder: k is .*: expected 1 to its 8 features"):
+        Intervention.from_spec(made.spec(), SITE, tensors)
 
 
 def broken(change: Any, **config: Any) -> Any:
@@ -132,6 +154,10 @@ def broken(change: Any, **config: Any) -> Any:
         return saelens(folder, w, **{"architecture": "standard", **config})
 
     return write
+
+
+def transcoder(folder: Path) -> str:
+    return gemma_scope_2(folder, {**weights(threshold=True), "affine_skip_connection": normal(D, D, seed=9)})
 
 
 def alter(**tensors: Tensor | None) -> Any:
@@ -166,6 +192,9 @@ BROKEN: dict[str, tuple[Any, str]] = {
         broken(alter(W_enc=normal(D + 1, K, seed=1))),
         "is for activations of width 6, the site's is 5",
     ),
+    "no matrix": (broken(alter(W_enc=torch.tensor(1.0))), "W_enc has shape (), expected 5 × features"),
+    "a centre of another shape": (broken(alter(b_dec=normal(D + 1, seed=1))), "b_dec has shape (6,), expected (5,)"),
+    "a transcoder": (transcoder, "is a transcoder (it has affine_skip_connection), no sparse autoencoder of one site"),
     "a missing tensor": (broken(alter(W_dec=None)), "has no tensor 'W_dec': it holds W_enc, b_dec, b_enc"),
     "no threshold": (broken(alter(), architecture="jumprelu"), "has no tensor 'threshold': it holds"),
     "a wrong shape": (broken(alter(b_enc=normal(K + 1, seed=1))), "b_enc has shape (9,), expected (8,)"),
