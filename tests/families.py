@@ -90,6 +90,17 @@ def build(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     return found
 
 
+def checkpointed(model: PreTrainedModel, reentrant: bool) -> PreTrainedModel:
+    """The model with gradient checkpointing, switched on as this version of transformers calls it."""
+    untyped: Any = model
+    options = {"use_reentrant": reentrant}
+    if hasattr(untyped, "activation_checkpointing_enable"):
+        untyped.activation_checkpointing_enable(options)
+    else:
+        untyped.gradient_checkpointing_enable(options)
+    return model
+
+
 @cache
 def decoder(family: str) -> PreTrainedModel:
     """The same, shared between tests."""

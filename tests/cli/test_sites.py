@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from families import build, decoder
@@ -33,6 +34,7 @@ def test_the_default_sizes_of_a_model_type(capsys: pytest.CaptureFixture[str]) -
     assert found["block_output"] == ["0–11", "transformer.h.{layer}", "output", "768"]
     assert found["value_output"] == ["0–11", "transformer.h.{layer}.attn.c_attn", "output [1536…]", "768"]
     assert found["head_value_output"] == ["0–11", "transformer.h.{layer}.attn.c_attn", "output [1536…]", "64", "12"]
+    assert found["head_query_output"][2] == "output [0…]"
     assert found["attention_weight"] == ["0–11", "transformer.h.{layer}.attn", "attention probabilities", "keys", "12"]
     assert found["mlp_hidden"] == ["0–11", "transformer.h.{layer}.mlp.c_proj", "input", "3072"]
     assert found["logits"] == ["(the network)", "output", "50257"]
@@ -48,6 +50,24 @@ def test_a_folder_without_weights(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert found["attention_value_output"] == ["0–2", "model.layers.{layer}.self_attn.o_proj", "input", "24"]
     model = skeleton(str(tmp_path))
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_a_hub_id_needs_its_configuration_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("name not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    commit, copy = "0123456789" * 4, tmp_path / "models--user--model"
+    build("qwen3").config.save_pretrained(copy / "snapshots" / commit)  # no weights: the Hub's other files are absent
+    (copy / "refs").mkdir()
+    (copy / "refs" / "main").write_text(commit)
+    assert main(["sites", "user/model"]) == 0
+    found = table(capsys.readouterr().out)
+    assert found["head_query_output"] == ["0–2", "model.layers.{layer}.self_attn.q_proj", "output", "6", "4"]
+    assert [path.name for path in (copy / "snapshots" / commit).iterdir()] == ["config.json"]
 
 
 def test_every_row_is_a_site() -> None:

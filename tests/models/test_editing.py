@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import dispatch_model  # type: ignore[import-untyped]
+from accelerate import cpu_offload, dispatch_model  # type: ignore[import-untyped]
 from byhand import hooks_of, relative
-from families import build, decoder, gru, ids
+from families import build, checkpointed, decoder, gru, ids
 from taps import TAPS, swapped, values
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -42,16 +42,6 @@ def attention_of(model: PreTrainedModel) -> str:
 
 
 # --- gradient checkpointing ---
-
-
-def checkpointed(model: PreTrainedModel, reentrant: bool) -> PreTrainedModel:
-    untyped: Any = model
-    options = {"use_reentrant": reentrant}
-    if hasattr(untyped, "activation_checkpointing_enable"):
-        untyped.activation_checkpointing_enable(options)
-    else:
-        untyped.gradient_checkpointing_enable(options)
-    return model
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of a reentrant run without gradients
@@ -411,6 +401,50 @@ def test_a_model_that_accelerate_dispatched() -> None:
         one, other = (interchange(net, given(BASE), given(SOURCE), alignment).logits for net in (dispatched, plain))
         assert torch.equal(one, other)
     assert hooks_of(dispatched) == before
+
+
+def test_weights_that_are_loaded_as_they_are_needed() -> None:
+    cpu = torch.device("cpu")
+    for family in ("llama", "mixtral"):
+        plain, offloaded = decoder(family), cpu_offload(build(family), execution_device=cpu)
+        assert {parameter.device.type for parameter in offloaded.parameters()} == {"meta"}
+        before = hooks_of(offloaded)
+        for component in ("head_key_output", "attention_weight", "mlp_input", "router_output", "block_output"):
+            if component == "router_output" and family == "llama":
+                continue
+            where = Site(1, component, [1, -1])
+            found, expected = (collect(net, given(BASE), {"x": where})["x"] for net in (offloaded, plain))
+            assert torch.equal(found, expected)
+            alignment = {"x": (where, Vanilla())}
+            found, expected = (
+                interchange(net, given(BASE), given(SOURCE), alignment).logits for net in (offloaded, plain)
+            )
+            assert torch.equal(found, expected)
+        assert hooks_of(offloaded) == before
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own quantisation moves to another package
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_model_that_torch_quantised() -> None:
+    model: Any = torch.ao.quantization.quantize_dynamic(build("llama"), {nn.Linear}, dtype=torch.qint8)
+    keys = model.get_submodule("model.layers.1.self_attn.k_proj")
+    assert not isinstance(keys, nn.Linear)
+    location = locate(model, Site(1, "head_key_output"))
+    assert (location.module, location.width, location.heads) == (keys, 4, 2)
+    own = values(model, TAPS["llama"], 1, BASE)
+    theirs = values(model, TAPS["llama"], 1, SOURCE)
+    for component in ("key_output", "mlp_hidden", "attention_value_output", "block_output"):
+        assert torch.equal(collect(model, given(BASE), {"x": Site(1, component, "all")})["x"], own[component])
+        found = interchange(model, given(BASE), given(SOURCE), {"x": (Site(1, component, [2]), Vanilla())}).logits
+
+        def change(whole: Tensor, source: Tensor = theirs[component]) -> Tensor:
+            new = whole.clone()
+            new[:, 2] = source[:, 2]
+            return new
+
+        expected = swapped(model, TAPS["llama"][component], 1, BASE, change)
+        assert relative(found, expected) <= 1e-5
+        assert relative(expected, model(BASE).logits) > 1e-4
 
 
 def test_modules_by_path_that_see_rows_and_positions_in_one_dimension() -> None:

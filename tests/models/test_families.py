@@ -14,6 +14,7 @@ from byhand import Edit, cast, gram_schmidt, relative
 from families import DECODERS, TITLES, WIDTH, build, decoder, gru, ids, mlp
 from taps import HEADS, TAPS, Tap, hooked, route, swapped, values
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from iitkit.errors import IITKitError
 from iitkit.interventions import Addition, Intervention, LowRankSubspace, SiteInfo, Vanilla
@@ -44,6 +45,9 @@ PRESENT = {
     for family, taps in TAPS.items()
 } | PLAIN
 """Family → the components that it has, by hand."""
+
+IDLE = ("attention_weight", "query_output", "head_query_output")
+"""Components that do nothing at the first token, which attends to itself alone."""
 
 CELLS = [(family, component) for family in DECODERS for component in COMPONENTS if component in PRESENT[family]]
 
@@ -136,23 +140,51 @@ def test_a_swap_is_the_hook_by_hand(family: str, component: str) -> None:
             expected = taking(plain(family, "source"))(plain(family))
         found = swap(family, site(component, layer))
         assert relative(found, expected) <= 1e-5
-        assert relative(expected, plain(family)) > 1e-4  # the swap does something, so the check can fail
+        moved = [relative(*rows) for rows in zip(expected, plain(family), strict=True)]
+        idle = int(component in IDLE)
+        assert min(moved[idle:]) > 1e-4  # at each position the swap does something, so the check can fail
+
+
+@cache
+def exact(family: str) -> PreTrainedModel:
+    more = {"experts_implementation": "eager"} if family in EXPERTS else {}  # torch has no grouped product in fp64
+    return cast(build(family, **more), torch.float64)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_in_fp64_what_differs_is_only_rounding(family: str) -> None:
+    model = exact(family)
+    with torch.no_grad():
+        own_logits = model(BASE).logits
+    assert own_logits.dtype == torch.float64
+    for layer in (MIDDLE, LAST):
+        own, other = (values(model, TAPS[family], layer, tokens) for tokens in (BASE, SOURCE))
+        for component, tap in TAPS[family].items():
+            where = site(component, layer)
+            taken = collect(model, {"input_ids": BASE}, {"x": where})["x"]
+            assert relative(taken, own[component][AT][:, None]) <= 1e-10
+            expected = swapped(model, tap, layer, BASE, taking(other[component]))
+            alignment = {"x": (where, Vanilla())}
+            found = interchange(model, {"input_ids": BASE}, {"input_ids": SOURCE}, alignment).logits
+            assert relative(found, expected) <= 1e-10
+            assert relative(expected, own_logits) > 1e-4
 
 
 @pytest.mark.parametrize("component", HEAD_OF)
+@pytest.mark.parametrize("layer", [MIDDLE, LAST])
 @pytest.mark.parametrize("family", DECODERS)
-def test_a_swap_of_heads_is_the_manual_reshape(family: str, component: str) -> None:
+def test_a_swap_of_heads_is_the_manual_reshape(family: str, layer: int, component: str) -> None:
     model, (of, which) = decoder(family), HEAD_OF[component]
     count, size = HEADS[family][which], HEADS[family][2]
     for head in (count - 1, [count - 1, 0] if count > 1 else [0]):
         chosen = [head] if isinstance(head, int) else head
-        where = site(component, MIDDLE, head=head)
+        where = site(component, layer, head=head)
         expected = swapped(
-            model, TAPS[family][of], MIDDLE, BASE, taking(by_hand(family, MIDDLE, "source")[of], (count, chosen))
+            model, TAPS[family][of], layer, BASE, taking(by_hand(family, layer, "source")[of], (count, chosen))
         )
         assert relative(swap(family, where), expected) <= 1e-5
         assert relative(expected, plain(family)) > 1e-4
-        parted = by_hand(family, MIDDLE, "base")[of].reshape(ROWS, COLUMNS, count, size)[AT][:, None]
+        parted = by_hand(family, layer, "base")[of].reshape(ROWS, COLUMNS, count, size)[AT][:, None]
         taken = collect(model, {"input_ids": BASE}, {"x": where})["x"]
         assert relative(taken, parted[:, :, head] if isinstance(head, int) else parted[:, :, chosen]) <= 1e-5
         location = locate(model, where)

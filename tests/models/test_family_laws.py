@@ -9,13 +9,25 @@ from typing import Any
 import pytest
 import torch
 from byhand import cast, gram_schmidt, hooks_of, padded, relative
-from families import DECODERS, VOCABULARY, WIDTH, build, ids
+from families import DECODERS, VOCABULARY, WIDTH, build, checkpointed, ids
 from taps import TAPS, hooked, values
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from iitkit.interventions import Addition, Intervention, LowRankSubspace, SiteInfo, Vanilla, Zero
+from iitkit.interventions import (
+    Addition,
+    Intervention,
+    LowRankSubspace,
+    MaskedNeurons,
+    RotatedSubspace,
+    SiteInfo,
+    Vanilla,
+    Zero,
+)
 from iitkit.models.generation import Where, intervening
+from iitkit.models.interchange import collect, interchange
+from iitkit.models.passes import Pass
+from iitkit.models.placed import Placed
 from iitkit.models.sites import Site
 
 FAMILIES = list(DECODERS)
@@ -223,3 +235,93 @@ def test_strength_0_the_end_and_an_exception_leave_the_plain_model(family: str) 
     finally:
         users.remove()
     check()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_base_as_source_and_an_empty_mask_change_no_bit_and_full_rank_is_the_full_swap(family: str) -> None:
+    model = model_of(family)
+    plain = generated(model, inputs(PROMPTS))
+    info = SiteInfo(WIDTH, generator=torch.Generator().manual_seed(1))
+    exact: list[Intervention] = [Vanilla(), LowRankSubspace(info, rank=3), RotatedSubspace(info, coordinates=5)]
+    for component in ("block_output", "mlp_input"):
+        site = Site(LAYER, component, position="last")
+        sources = {"itself": inputs(PROMPTS), "other": inputs(PROMPTS[::-1])}
+        for edit in exact:
+            with intervening(model, {"x": (site, edit)}, source=sources["itself"]):
+                tokens, logits = generated(model, inputs(PROMPTS))
+            assert torch.equal(tokens, plain[0])
+            assert torch.equal(logits, plain[1])
+        whole = [Vanilla(), RotatedSubspace(info, coordinates=WIDTH), LowRankSubspace(info, rank=WIDTH)]
+        steps = []
+        for edit in [MaskedNeurons(info), *whole]:
+            if isinstance(edit, MaskedNeurons):
+                edit.eval()  # the mask is hard, and empty
+                dict(edit.named_parameters())["mask.gates"].data.fill_(-1.0)
+            with intervening(model, {"x": (site, edit)}, source=sources["other"]):
+                steps.append(generated(model, inputs(PROMPTS), max_new_tokens=1)[1])
+        assert torch.equal(steps[0], plain[1][:, :1])
+        assert relative(steps[1], plain[1][:, :1]) > 1e-3
+        assert all(relative(found, steps[1]) <= 1e-5 for found in steps[2:])
+
+
+NO_DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "attention_dropout", "hidden_dropout")
+NO_DROPOUT += ("embed_dropout", "resid_dropout")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_checkpointing_in_train_mode_on_is_off(family: str) -> None:
+    known = build(family).config
+    dropout = {key: 0.0 for key in NO_DROPOUT if hasattr(known, key)}
+    for component in ("block_output", "mlp_input", "attention_value_output"):
+        logits, gradients, calls = [], [], []
+        for on in (False, True):
+            model: Any = build(family, **dropout).train().requires_grad_(True)
+            if on:
+                checkpointed(model, reentrant=False)
+            ran: list[int] = []
+            below = model.get_submodule(TAPS[family]["query_output"].paths[0].format(i=0))
+            handle = below.register_forward_hook(lambda *_, ran=ran: ran.append(0))
+            where = Site(LAYER, component, [1, -1])
+            width = collect(model, {"input_ids": SOURCES}, {"x": where})["x"].shape[-1]
+            edit = LowRankSubspace(SiteInfo(width, generator=torch.Generator().manual_seed(2)), rank=2)
+            base = {"input_ids": SOURCES, "use_cache": False}
+            found = interchange(model, base, {"input_ids": SOURCES.flip(0)}, {"x": (where, edit)}).logits
+            before = len(ran)
+            (found * torch.linspace(-1, 1, VOCABULARY)).sum().backward()
+            calls.append(len(ran) - before)
+            handle.remove()
+            logits.append(found.detach())
+            gradients.append([p.grad for p in (*edit.parameters(), *model.parameters())])
+        assert calls == [0, 1]  # with it the layer below is run again in backward
+        assert relative(logits[1], logits[0]) <= 1e-5
+        assert relative(logits[0], model_of(family)(SOURCES).logits) > 1e-4
+        assert gradients[0][0] is not None
+        assert float(gradients[0][0].abs().max()) > 0
+        for off, on_ in zip(*gradients, strict=True):
+            assert (off is None) == (on_ is None)
+            assert off is None or relative(on_, off) <= 1e-5 or float(off.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_positions_are_worked_out_once_a_pass(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[tuple[int, int]] = []
+    begin = Placed.begin
+
+    def noting(self: Placed, now: Pass) -> None:
+        begun.append((now.start, now.stop))
+        begin(self, now)
+
+    monkeypatch.setattr(Placed, "begin", noting)
+    alignment = {"x": (Site(LAYER, position="last"), Zero(INFO))}  # seen in the prefill and in each decode pass
+    model = model_of(family)
+    width = max(LENGTHS)
+    with intervening(model, alignment, where="all"):
+        for rows in (PROMPTS, PROMPTS[1:2]):  # left-padded; a prompt of one token
+            for options in ({}, {"num_beams": 2}):
+                begun.clear()
+                generated(model, inputs(rows), **options)
+                long = width if len(rows) > 1 else 1
+                assert begun == [(0, long), *((long + i, long + i + 1) for i in range(STEPS - 1))]
+                begun.clear()
+                generated(model, inputs(rows), use_cache=False, **options)
+                assert begun == [(0, long + i) for i in range(STEPS)]
