@@ -12,6 +12,7 @@ from torch import Tensor
 
 from iitkit.errors import IITKitError
 from iitkit.interventions import Intervention, LowRankSubspace, SiteInfo, Vanilla
+from iitkit.interventions.charts import LinearChart
 from iitkit.interventions.spaces import orthonormal
 
 
@@ -91,6 +92,18 @@ def test_the_rotation_moves_little_when_the_matrix_does() -> None:
         assert (orthonormal(near) - orthonormal(far)).abs().max() < 1e-3
         turned += int((torch.linalg.qr(near)[0] - torch.linalg.qr(far)[0]).abs().max() > 0.1)
     assert turned > 0
+
+
+def test_a_large_part_that_both_share_costs_no_digits() -> None:
+    # residual streams have entries of tens of thousands: (s − b) R, and not s R − b R
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.full((64,), 1e6)
+    base, source = (shared + torch.randint(-9, 9, (5, 64), generator=generator) for _ in range(2))  # exact in fp32
+    matrix = orthonormal(torch.randn(64, 3, generator=generator))
+    expected = (source - base).double() @ matrix.double()
+    for mean in (None, shared):
+        found = LinearChart(matrix, mean).difference(source, base)
+        assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 # --- errors ---
