@@ -103,10 +103,10 @@ def read_sae(name: str, width: int) -> Weights:
     wanted = ["W_enc", "b_enc", "W_dec", "b_dec"] + ["threshold"] * (architecture == "jumprelu")
     if missing := [key for key in wanted if key not in tensors]:
         raise IITKitError(f"{file} has no tensor {missing[0]!r}: it holds {choices(sorted(tensors))}")
-    bias = tensors["b_enc"]
+    bias, nowhere = tensors["b_enc"], torch.zeros(width, dtype=torch.float32)
     found = {
         **{key: tensors[key] for key in ("W_enc", "b_enc", "W_dec")},
-        "centre": tensors["b_dec"] if config.get("apply_b_dec_to_input", True) else torch.zeros(width, dtype=torch.float32),
+        "centre": tensors["b_dec"] if config.get("apply_b_dec_to_input", True) else nowhere,
         "threshold": tensors["threshold"] if architecture == "jumprelu" else torch.zeros_like(bias),
         "top": torch.tensor(bias.numel() if top is None else top),
     }
