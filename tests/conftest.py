@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import save_tiny
 
+from iitkit.models.cache import cache_folder
+
 ROOT = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)  # the networks here are tiny: threads cost more than they save
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the tests' own, so that nothing they see was kept by an earlier run; only converted bases are."""
+    bases = cache_folder() / "bases"
+    bases.mkdir(parents=True, exist_ok=True)
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "bases").symlink_to(bases)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IITKIT_CACHE", str(folder))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -267,6 +267,15 @@ class CounterfactualDataModule(pl.LightningDataModule):
         loader = self._loader(split)
         loader.rows = list(range(getattr(self.sizes, split)))
         return loader
+
+    def every_prompt(self, splits: Sequence[str]) -> Iterator[tuple[Tokens, Tensor, Tensor]]:
+        """Yield each split's prompts, the columns of every placement's site [N, P, n], and which of them exist."""
+        for split in splits:
+            pool = self.pools[split]
+            collate = Collator(pool, self.answers, self.placements, self.pad_id, self.padding)
+            rows = range(len(pool))
+            tokens = collate.tokens(rows)
+            yield (tokens, *collate.positions(rows, tokens))
 
     @property
     def tested(self) -> list[str]:

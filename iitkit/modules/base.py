@@ -20,11 +20,10 @@ from iitkit.metrics import IIA
 from iitkit.models.anatomy import Location
 from iitkit.models.loading import base_identity, load_base, load_tokenizer
 from iitkit.models.placing import place
-from iitkit.models.replay import make_runner
 from iitkit.models.runs import PlainPrepared, PlainRunner, Prepared, Runner, candidate_scores, label_logits
 from iitkit.models.sites import Placement
-from iitkit.models.stages import StagedRunner
 from iitkit.modules.fitting import fit_to_data
+from iitkit.modules.frozen import keep_frozen, runner_for
 
 BASE_PREFIX = "base_model."
 SCHEMA = 1
@@ -40,7 +39,11 @@ class InterventionModule(pl.LightningModule):
         optimizer: of the interventions' parameters.
         lr_scheduler: stepped after every batch.
         dtype: of the base model: float32, bfloat16, float16, float64 or auto (the checkpoint's own).
-        replay: auto keeps what the frozen base always computes alike, where that is exact; off computes everything.
+        replay: auto keeps what the frozen base always computes alike, as far as that is exact; layers keeps only what
+            the layers below the sites compute; off computes everything in every step.
+        replay_memory: GiB of memory (of the device's, on a GPU) that replay may take, before it uses files; a quarter
+            of what is free unless said.
+        replay_folder: folder of the files that replay leaves for later runs; iitkit's cache unless said.
     """
 
     base_model: nn.Module
@@ -55,7 +58,9 @@ class InterventionModule(pl.LightningModule):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         dtype: str = "float32",
-        replay: Literal["auto", "off"] = "auto",
+        replay: Literal["auto", "layers", "off"] = "auto",
+        replay_memory: float | None = None,
+        replay_folder: str | None = None,
     ) -> None:
         super().__init__()
         if not alignment:
@@ -63,9 +68,12 @@ class InterventionModule(pl.LightningModule):
         for name in alignment:
             if not name.isidentifier():
                 raise IITKitError(f"model.alignment: placement {name!r} must be a plain name")
-        if replay not in ("auto", "off"):
-            raise IITKitError(f"model.replay: {replay!r}: expected 'auto' or 'off'")
+        if replay not in ("auto", "layers", "off"):
+            raise IITKitError(f"model.replay: {replay!r}: expected 'auto', 'layers' or 'off'")
+        if replay_memory is not None and not replay_memory >= 0:
+            raise IITKitError(f"model.replay_memory: {replay_memory}: expected GiB, 0 or more")
         self.base, self.dtype_name, self.replay = base, dtype, replay
+        self.replay_memory, self.replay_folder = replay_memory, replay_folder
         self.alignment = {name: Placement.from_plain(name, placement) for name, placement in alignment.items()}
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.controls: dict[str, list[Edits]] = {}
@@ -120,12 +128,7 @@ class InterventionModule(pl.LightningModule):
     def runner(self) -> Runner:
         """How batches are run: with replay where it holds."""
         if self._runner is None:
-            locations = list(self.locations.values())
-            self._runner = (
-                StagedRunner(self.base_model, locations)
-                if self.stages
-                else make_runner(self.base_model, locations, self.replay)
-            )
+            self._runner = runner_for(self)
         return self._runner
 
     @property
@@ -162,18 +165,27 @@ class InterventionModule(pl.LightningModule):
         if any(edit.unfitted for edit in self.own_edits):
             self.to(self.trainer.strategy.root_device)
             batches = self.trainer.datamodule.every_pair("train")  # type: ignore[attr-defined]
-            fit_to_data(self.edits, list(self.locations.values()), self.runner, batches, self.device)
+            with self.trainer.precision_plugin.forward_context():
+                fit_to_data(self.edits, list(self.locations.values()), self.runner, batches, self.device)
 
     def on_fit_start(self) -> None:
-        """Fit to data what needs it; a checkpoint to resume from has brought it along."""
+        """Run what is frozen once; fit to data what needs it, unless a checkpoint has brought it along."""
+        keep_frozen(self, ["train", "validation"])
         self.fit_to_data()
 
+    def on_validation_start(self) -> None:
+        """Run what is frozen once."""
+        if self.trainer.state.fn != "fit":
+            keep_frozen(self, ["validation"])
+
     def on_test_start(self) -> None:
-        """Fit to data what needs it and has not been trained."""
+        """Run what is frozen once; fit to data what needs it and has not been trained."""
+        keep_frozen(self, self.trainer.datamodule.tested)  # type: ignore[attr-defined]
         self.fit_to_data()
 
     def on_predict_start(self) -> None:
-        """Fit to data what needs it and has not been trained."""
+        """Run what is frozen once; fit to data what needs it and has not been trained."""
+        keep_frozen(self, ["test"])
         self.fit_to_data()
 
     # --- steps ---

@@ -32,7 +32,11 @@ class DAS(InterventionModule):
         optimizer: of the interventions' parameters.
         lr_scheduler: stepped after every batch.
         dtype: of the base model: float32, bfloat16, float16, float64 or auto (the checkpoint's own).
-        replay: auto keeps what the frozen base always computes alike, where that is exact; off computes everything.
+        replay: auto keeps what the frozen base always computes alike, as far as that is exact; layers keeps only what
+            the layers below the sites compute; off computes everything in every step.
+        replay_memory: GiB of memory (of the device's, on a GPU) that replay may take, before it uses files; a quarter
+            of what is free unless said.
+        replay_folder: folder of the files that replay leaves for later runs; iitkit's cache unless said.
         temperature: of the masks that are learned (boundary, gates): a number or a schedule, e.g.
             {start: 50, end: 0.1}; what they were built with unless said.
         penalty: weight of the masks' size in the loss (β of a boundary, L1 or L0 of gates), a number or a schedule.
@@ -55,7 +59,9 @@ class DAS(InterventionModule):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         dtype: str = "float32",
-        replay: Literal["auto", "off"] = "auto",
+        replay: Literal["auto", "layers", "off"] = "auto",
+        replay_memory: float | None = None,
+        replay_folder: str | None = None,
         temperature: float | Schedule | None = None,
         penalty: float | Schedule = 0.0,
         mask_lr: float | None = None,
@@ -63,7 +69,7 @@ class DAS(InterventionModule):
         isolation: float = 1.0,
         stages: list[list[str]] | None = None,
     ) -> None:
-        super().__init__(base, alignment, optimizer, lr_scheduler, dtype, replay)
+        super().__init__(base, alignment, optimizer, lr_scheduler, dtype, replay, replay_memory, replay_folder)
         self.temperature = None if temperature is None else as_schedule(temperature)
         self.penalty = as_schedule(penalty)
         self.mask_lr, self.objective, self.isolation = mask_lr, objective, isolation

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import pytest
@@ -18,120 +16,19 @@ from byhand import (
     cast,
     gram_schmidt,
     hooks_of,
-    ignored,
     module_of,
     prompts,
     relative,
 )
-from tiny import FAMILIES, tiny_model, tiny_tokenizer
-from torch import Tensor, nn
-from transformers import GPTJConfig, GPTJForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
+from replaying import LAYERS, ROWS, SIDES, check_equal, draw_batch, fresh, model_of, pool, runners, subspace
+from tiny import FAMILIES
+from torch import Tensor
 
-from iitkit.batch import Batch
-from iitkit.errors import IITKitError
-from iitkit.interventions import Intervention, LowRankSubspace, SiteInfo, Vanilla
-from iitkit.models import replay as replaying
+from iitkit.interventions import Vanilla
 from iitkit.models.anatomy import locate
 from iitkit.models.replay import Replay, ReplayPrepared, make_runner
-from iitkit.models.runs import PlainRunner, candidate_scores
+from iitkit.models.runs import PlainRunner
 from iitkit.models.sites import Site
-
-SIDES: tuple[PadSide, ...] = ("left", "right")
-LAYERS, WIDTH = 4, 32
-
-
-@cache
-def model_of(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    return cast(fresh(family), dtype)
-
-
-def fresh(family: str) -> PreTrainedModel:
-    if family != "gptj":
-        return tiny_model(family, LAYERS)
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "rotary_dim": 4, "n_positions": 64}
-    untyped: Any = GPTJForCausalLM(
-        GPTJConfig(vocab_size=len(tiny_tokenizer()), initializer_range=0.2, bos_token_id=0, eos_token_id=0, **sizes)
-    )
-    found: PreTrainedModel = untyped.eval().requires_grad_(False)
-    return found
-
-
-def subspace(rank: int, dtype: torch.dtype, seed: int = 0) -> LowRankSubspace:
-    return LowRankSubspace(SiteInfo(WIDTH, generator=torch.Generator().manual_seed(seed)), rank=rank).to(dtype)
-
-
-def runners(model: nn.Module, sites: Sequence[tuple[int, str]]) -> tuple[Replay, PlainRunner]:
-    locations = [locate(model, Site(layer, component)) for layer, component in sites]
-    runner = make_runner(model, locations, "auto")
-    assert isinstance(runner, Replay)
-    return runner, PlainRunner(model, locations)
-
-
-def pool(count: int, seed: int = 0, shortest: int = 4) -> tuple[list[list[int]], list[int]]:
-    """Prompts of ragged length and, for each, a position: one prompt has it at 0, one at its last token."""
-    draw = torch.Generator().manual_seed(seed)
-    lengths = (torch.randint(0, 6, (count,), generator=draw) + shortest).tolist()
-    positions = [int(torch.randint(0, length, (1,), generator=draw)) for length in lengths]
-    positions[0], positions[1] = 0, lengths[1] - 1
-    return prompts(lengths, seed), positions
-
-
-def draw_batch(
-    rows: Sequence[tuple[int, int]],
-    texts: Sequence[list[int]],
-    positions: Sequence[Sequence[Sequence[int]]],
-    side: PadSide,
-    active: list[list[bool]] | None = None,
-    candidates: Tensor | None = None,
-) -> Batch:
-    """The batch of pairs of prompt numbers; ``positions[prompt][placement]`` are lists."""
-    at = [[list(p) for p in placements] for placements in positions]
-    bases, sources = [b for b, _ in rows], [s for _, s in rows]
-    pairs = Pairs(
-        [texts[b] for b in bases],
-        [texts[s] for s in sources],
-        [at[b] for b in bases],
-        [at[s] for s in sources],
-        active,
-    )
-    return pairs.batch(side, (bases, sources), candidates)
-
-
-def check_equal(
-    replay: Replay,
-    plain: PlainRunner,
-    batch: Batch,
-    edits: Sequence[Intervention],
-    tolerance: float,
-    effect: bool = True,
-) -> Tensor:
-    """Replay and the plain run give the same logits and the same gradients; return the plain run's logits."""
-    none = batch.labels[:, :0]
-    trained = [parameter for edit in edits for parameter in edit.parameters() if parameter.requires_grad]
-    found, unedited, grads = [], [], []
-    for runner in (replay, plain):
-        prepared = runner.prepare(batch)
-        assert isinstance(prepared, ReplayPrepared) == (runner is replay), replay.reason
-        unedited.append(prepared.logits(None, none))
-        found.append(prepared.logits(edits, none))
-        if trained:
-            weights = torch.randn(found[-1].shape, generator=torch.Generator().manual_seed(5))
-            grads.append(torch.autograd.grad((found[-1] * weights.to(found[-1])).sum(), trained))
-    assert relative(unedited[0], unedited[1]) <= tolerance
-    assert relative(found[0], found[1]) <= tolerance
-    if effect:  # every edit does something, so the check can fail
-        assert relative(found[1], unedited[1]) > 1e-3
-    for one, other in zip(*grads, strict=True) if grads else ():
-        if effect or float(other.abs().max()) > 0:
-            assert float(other.abs().max()) > 1e-4
-            assert relative(one, other) <= tolerance
-        else:
-            assert float(one.abs().max()) == 0
-    return found[1].detach()
-
-
-ROWS = [(2, 3), (0, 1), (1, 0), (4, 5), (5, 2), (3, 4), (2, 0)]
 
 
 @pytest.mark.parametrize("layer", [0, 2, 3])
@@ -202,7 +99,7 @@ def test_several_placements_at_several_positions(family: str, side: PadSide, sit
 
 @pytest.mark.parametrize("family", [*FAMILIES, "gptj"])
 def test_the_store_grows_over_batches_with_longer_prompts(family: str) -> None:
-    model = model_of(family)
+    model = fresh(family)
     texts = prompts([4, 5, 6, 3, 9, 7, 14, 5, 8, 20, 3, 4, 11], seed=3)
     at = [2, 1, 5, 0, 8, 3, 6, 4, 7, 11, 2, 0, 9]
     sites = [(1, "block_output"), (2, "mlp_output")]
@@ -220,7 +117,7 @@ def test_the_store_grows_over_batches_with_longer_prompts(family: str) -> None:
     for turn, rows in enumerate([*batches, *batches]):
         side = SIDES[turn % 2]
         check_equal(replay, plain, draw_batch(rows, texts, positions, side), edits, 1e-5)
-    assert replay.store.used == len(texts)  # every prompt is kept once
+    assert len(replay.store.texts) == len(texts)  # every prompt is kept once
 
 
 def test_kept_prompts_cost_no_run_of_the_layers_below() -> None:
@@ -376,11 +273,10 @@ def test_attention_that_looks_ahead_is_found_out(family: str, at_last: bool, cap
     batch = draw_batch(ROWS, texts, [[[p]] for p in at], "left")
     with caplog.at_level(logging.WARNING, logger="iitkit"):
         prepared = replay.prepare(batch)
-    none = batch.labels[:, :0]
-    assert not isinstance(prepared, ReplayPrepared)
-    assert replay.reason is not None
-    assert "replay is off: logits differ from the plain run" in caplog.text
-    assert torch.equal(prepared.logits([edit], none), plain.prepare(batch).logits([edit], none))
+    assert isinstance(prepared, ReplayPrepared)
+    assert replay.mode == "layers"  # what the layers below compute of a whole text does not depend on the edit
+    assert "replay skips layers only, not tokens: logits differ from the plain run" in caplog.text
+    check_equal(replay, plain, batch, [edit], 1e-5)
 
 
 def test_a_first_batch_that_shows_nothing_does_not_settle_it() -> None:
@@ -391,25 +287,16 @@ def test_a_first_batch_that_shows_nothing_does_not_settle_it() -> None:
             module.is_causal = False  # type: ignore[assignment]
     texts, at = pool(6, seed=3)
     positions = [[[p]] for p in at]
-    replay, _ = runners(model, [(0, "block_output")])
+    replay, plain = runners(model, [(0, "block_output")])
     for first in ([(2, 2), (3, 3)], [(0, 2)]):  # swaps that change nothing; a site without a token before it
         replay.prepare(draw_batch(first, texts, positions, "left"))
-    assert not isinstance(replay.prepare(draw_batch(ROWS, texts, positions, "left")), ReplayPrepared)
-
-
-def test_a_network_without_keys_and_values_runs_plainly(caplog: pytest.LogCaptureFixture) -> None:
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": WIDTH, "state_size": 4, "num_hidden_layers": LAYERS, "vocab_size": 1100}
-    untyped: Any = MambaForCausalLM(MambaConfig(**sizes))
-    model: PreTrainedModel = untyped.eval().requires_grad_(False)
-    texts, at = prompts([6] * 6), [1, 2, 3, 4, 5, 2]
-    replay, plain = runners(model, [(1, "block_output")])
-    batch = draw_batch(ROWS, texts, [[[p]] for p in at], "right")
-    with caplog.at_level(logging.WARNING, logger="iitkit"):
-        prepared = replay.prepare(batch)
-    assert "replay is off: not every layer keeps keys and values" in caplog.text
-    edit, none = subspace(3, torch.float32), batch.labels[:, :0]
-    assert torch.equal(prepared.logits([edit], none), plain.prepare(batch).logits([edit], none))
+        assert replay.mode == "tokens"
+        assert not replay.checked
+    batch = draw_batch(ROWS, texts, positions, "left")
+    replay.prepare(batch)
+    assert replay.mode == "layers"
+    assert replay.checked
+    check_equal(replay, plain, batch, [subspace(3, torch.float32)], 1e-5)
 
 
 def test_a_users_hook_that_edits_below_the_site_is_found_out() -> None:
@@ -423,70 +310,37 @@ def test_a_users_hook_that_edits_below_the_site_is_found_out() -> None:
     assert relative(found, plain.prepare(batch).logits([edit], none)) <= 1e-5
 
 
-@pytest.mark.parametrize("side", SIDES)
-def test_labels_of_several_tokens_run_plainly(side: PadSide) -> None:
-    model = model_of("llama")
-    texts, at = pool(6, seed=2)
-    candidates = ignored([[[11], [12, 13]]] * len(ROWS))
-    batch = draw_batch(ROWS, texts, [[[p]] for p in at], side, candidates=candidates)
-    replay, plain = runners(model, [(1, "block_output")])
-    edit = subspace(2, torch.float32)
-    prepared = replay.prepare(batch)
-    assert not isinstance(prepared, ReplayPrepared)
-    found = candidate_scores(prepared, [edit], candidates)
-    assert torch.equal(found, candidate_scores(plain.prepare(batch), [edit], candidates))
-    single = draw_batch(ROWS, texts, [[[p]] for p in at], side)
-    with pytest.raises(IITKitError, match="replay holds no continuation of several tokens: run the batch plainly"):
-        replay.prepare(single).logits([edit], batch.labels[:, :1])
-
-
-def test_prompts_without_numbers_run_plainly() -> None:
+def test_prompts_need_no_numbers() -> None:
     texts, at = pool(6, seed=2)
     replay, plain = runners(model_of("gpt2"), [(1, "block_output")])
     batch = draw_batch(ROWS, texts, [[[p]] for p in at], "left")
     nameless = replace(batch.base, prompts=None), replace(batch.sources[0], prompts=None)
-    for other in (replace(batch, base=nameless[0]), replace(batch, sources=(nameless[1],))):
-        prepared = replay.prepare(other)
-        assert not isinstance(prepared, ReplayPrepared)
-        assert torch.equal(
-            prepared.logits([Vanilla()], batch.labels[:, :0]),
-            plain.prepare(batch).logits([Vanilla()], batch.labels[:, :0]),
-        )
+    check_equal(
+        replay, plain, replace(batch, base=nameless[0], sources=(nameless[1],)), [subspace(2, torch.float32)], 1e-5
+    )
 
 
-def test_several_sources_run_as_the_plain_run() -> None:
-    # what a source's columns are for placements of another source, nobody says
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_several_sources(family: str, side: PadSide) -> None:
+    # a source is asked for the placements that take from it, and for no others
     texts, at = pool(9, seed=2)
     sites = [(1, "block_output"), (2, "mlp_output")]
-    replay, plain = runners(model_of("gpt2"), sites)
     positions = [[[p], [len(text) - 1]] for p, text in zip(at, texts, strict=True)]
     rows = [(0, 3), (1, 4), (2, 5), (1, 3)]
-    first = draw_batch(rows, texts, positions, "right")
-    second = draw_batch([(b, 8 - s) for b, s in rows], texts, positions, "right")
+    first = draw_batch(rows, texts, positions, side)
+    second = draw_batch([(b, 8 - s) for b, s in rows], texts, positions, side)
+    source_of = torch.tensor([[0, 1], [1, 0], [0, 0], [1, 1]])
+    taken = torch.stack([first.source_positions, second.source_positions])
     both = replace(
         first,
         sources=(first.sources[0], second.sources[0]),
-        source_of=torch.tensor([[0, 1]] * len(rows)),
-        source_positions=torch.stack([first.source_positions[:, 0], second.source_positions[:, 1]], 1),
+        source_of=source_of,
+        source_positions=taken[source_of, torch.arange(4)[:, None], torch.arange(2)],
     )
-    edits = [subspace(3, torch.float32), Vanilla()]
-    ordinary = draw_batch([(6, 7), (7, 8), (8, 6)], texts, positions, "right")  # settles that replay holds
-    for batch in (ordinary, both, first, second, both):
-        none = batch.labels[:, :0]
-        found = replay.prepare(batch).logits(edits, none)
-        assert relative(found, plain.prepare(batch).logits(edits, none)) <= 1e-5
-
-
-def test_a_store_that_would_not_fit_gives_the_plain_run(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    texts, at = pool(6, seed=2)
-    replay, plain = runners(model_of("gpt2"), [(1, "block_output")])
-    batch = draw_batch(ROWS, texts, [[[p]] for p in at], "left")
-    monkeypatch.setattr(replaying, "_free_bytes", lambda _: 1000.0)
-    with caplog.at_level(logging.WARNING, logger="iitkit"):
-        prepared = replay.prepare(batch)
-    assert "its store would exceed 0.0 GiB, a quarter of the free memory" in caplog.text
-    none = batch.labels[:, :0]
-    assert torch.equal(prepared.logits(None, none), plain.prepare(batch).logits(None, none))
-    assert replay.store.bytes() == 0
+    for dtype, tolerance in DTYPES.items():
+        replay, plain = runners(model_of(family, dtype), sites)
+        edits = [subspace(3, dtype), Vanilla()]
+        found = check_equal(replay, plain, both, edits, tolerance)
+        assert relative(found, check_equal(replay, plain, first, edits, tolerance)) > 1e-3  # it is another run
+        check_equal(replay, plain, second, edits, tolerance)

@@ -1,0 +1,41 @@
+"""How a module's batches are run: with what the frozen base computes alike in every step computed once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from iitkit.models.replay import Keeping, Replay, make_runner
+from iitkit.models.runs import Runner
+from iitkit.models.stages import StagedRunner
+
+if TYPE_CHECKING:
+    from iitkit.modules.base import InterventionModule
+
+log = logging.getLogger("iitkit")
+
+
+def runner_for(module: InterventionModule) -> Runner:
+    """Return what runs a module's batches: with replay where it holds and is wanted."""
+    locations = list(module.locations.values())
+    if module.stages:
+        if module.replay != "off":
+            log.info("replay is off: the sources of later stages are run with the edits of the earlier ones")
+        return StagedRunner(module.base_model, locations)
+    memory = None if module.replay_memory is None else module.replay_memory * 2**30
+    revision = str(module.identity["revision"])
+    keeping = Keeping(memory, module.replay_folder, None if revision == "unknown" else revision)
+    return make_runner(module.base_model, locations, module.replay, keeping)
+
+
+def keep_frozen(module: InterventionModule, splits: Sequence[str]) -> None:
+    """Run the base on all prompts of some splits once, so that no step runs again what is always alike."""
+    trainer: Any = module.trainer
+    limits = {getattr(trainer, f"limit_{stage}_batches") for stage in ("train", "val", "test", "predict")}
+    if not isinstance(module.runner, Replay) or trainer.fast_dev_run or limits != {1.0}:
+        return  # a run of some batches needs some prompts only: they are kept when they come
+    module.to(trainer.strategy.root_device)
+    shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
+    with trainer.precision_plugin.forward_context():
+        module.runner.fill(trainer.datamodule.every_prompt(splits), progress=shown)
