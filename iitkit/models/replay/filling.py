@@ -24,7 +24,8 @@ SHARD_BYTES = 256 * 2**20
 WORTH = 64
 """Texts that a file must hold to be worth one; fewer are kept in memory alone."""
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
+"""Tokens that are run at once; on a CPU more no longer fit its caches."""
 
 
 class Unkept(Exception):  # noqa: N818 - says that replay does not hold, not that something failed

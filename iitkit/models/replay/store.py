@@ -196,6 +196,8 @@ class Store:
         if self.folder is not None:
             return self.folder.write(shard)
         if self._temporary is None:
+            if self.spill is not None:
+                Path(self.spill).mkdir(parents=True, exist_ok=True)
             root = tempfile.mkdtemp(prefix="iitkit-replay-", dir=self.spill)
             self._temporary = ShardFolder(Path(root), {})
             weakref.finalize(self, shutil.rmtree, root, ignore_errors=True)

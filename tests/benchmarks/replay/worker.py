@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,14 @@ from wire import Answer, memory, reset_peak, serve
 from iitkit.batch import Batch, Tokens
 from iitkit.interventions import BoundlessSubspace, Intervention, LowRankSubspace, RotatedSubspace, SiteInfo
 from iitkit.models.anatomy import locate
-from iitkit.models.replay import make_runner
-from iitkit.models.runs import PlainPrepared, PlainRunner, Prepared, label_logits
+from iitkit.models.replay import Keeping, Replay, make_runner
+from iitkit.models.runs import PlainPrepared, PlainRunner, Prepared, Runner, label_logits
 from iitkit.models.sites import Site
 from iitkit.modules.base import label_loss
 
 FILLS = 3
+FRESH = count()
+"""Names of stores that nobody else has."""
 
 
 class Bench:
@@ -41,6 +41,7 @@ class Bench:
         self.mode, self.folder = mode, folder
         self.model: nn.Module
         self.device = torch.device("cpu")
+        self.runner: Runner | None = None
 
     def load(self, name: str, device: str = "cpu", dtype: str = "float32", threads: int = 1) -> Answer:
         """Load a network."""
@@ -66,7 +67,9 @@ class Bench:
         times = FILLS if cell["tokens"] < 96 else FILLS - 1
         for i in range(times):
             forwards.append(self._forward(plan["unique"]))
-            self.runner = None  # one store at a time
+            if isinstance(self.runner, Replay):
+                self.runner.store.clear()  # one store at a time
+            self.runner = None
             if i == times - 1:
                 self._reset_peak()
             fills.append(self._fill(first))
@@ -185,24 +188,19 @@ class Bench:
         return self._timed(run)
 
     def _fill(self, first: Batch) -> float:
-        """Seconds to fill an empty store: of preparing batches with each prompt once, less those of doing it again.
+        """Seconds to fill an empty store with what every prompt needs as a base and as a source.
 
         A batch of other prompts goes before: it carries what a runner does once, its comparison with the plain run.
         """
-        stores = Path(
-            tempfile.mkdtemp(prefix="store-", dir=self.folder)
-        )  # what an earlier run kept would not be filled
-        os.environ["IITKIT_CACHE"] = str(stores)
-        self.runner = make_runner(self.model, [self.location], "auto")
+        self.runner = make_runner(self.model, [self.location], "auto", Keeping(folder=f"{self.folder}/{next(FRESH)}"))
         self._prepared(first)
-
-        def run() -> None:
-            for batch in self.batches[:2]:
-                self._prepared(batch)
-
-        cold, warm = self._timed(run), self._timed(run)
-        self.stores = stores
-        return cold - warm
+        ids = torch.tensor(self.plan["pool"][: self.plan["unique"]], device=self.device)
+        there = torch.ones(len(ids), 1, 1, dtype=torch.bool)
+        position = int(first.base_positions[0, 0, 0])
+        prompts = (Tokens(ids, torch.ones_like(ids)), torch.full((len(ids), 1, 1), position), there)
+        runner = self.runner
+        assert isinstance(runner, Replay)
+        return self._timed(lambda: runner.fill([prompts]))
 
     def _timed(self, run: Callable[[], None]) -> float:
         """Seconds by the clock; on a GPU by its events."""
@@ -239,8 +237,4 @@ def intervention(kind: str, rank: int | None, width: int) -> Any:
 
 if __name__ == "__main__":
     bench = Bench(sys.argv[1], Path(sys.argv[2]))
-    try:
-        serve({"load": bench.load, "cell": bench.cell, "logits": bench.logits, "step": bench.step, "end": bench.end})
-    finally:
-        for left in bench.folder.glob("store-*"):
-            shutil.rmtree(left, ignore_errors=True)
+    serve({"load": bench.load, "cell": bench.cell, "logits": bench.logits, "step": bench.step, "end": bench.end})
