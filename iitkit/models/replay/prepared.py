@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from iitkit.batch import IGNORED, Batch, Tokens
 from iitkit.interventions import Intervention
 from iitkit.models.editing import Visit, visiting
 from iitkit.models.location import Location
-from iitkit.models.replay.capturing import entry, keys, values
+from iitkit.models.replay.capturing import keys, values
 from iitkit.models.replay.filling import Request
 from iitkit.models.replay.texts import Compact, compact
 from iitkit.models.runs import Selection, call, editing, head_at, select
@@ -78,9 +78,9 @@ class ReplayPrepared:
                 if copies > 1:
                     chosen, given = chosen.repeated(copies), given.repeat_interleave(copies, 0)
                 visits.append((location, editing(location, chosen, edit, given)))
-        cache = run.cache()
+        cache, replay = run.cache(), self.replay
         with (
-            passing(self.replay.skipped, run.hidden, self.replay.outputs),
+            passing([(skipped, run.hidden[item], replay.outputs[item]) for skipped, item in replay.passes]),
             visiting(visits),
             head_at(self.replay.model, run.columns),
         ):
@@ -104,20 +104,19 @@ class ReplayPrepared:
         before, total = rows.before, rows.lengths + more
         width = int((total - before).max())
         steps = before[:, None] + torch.arange(width)
-        hidden = None
-        if replay.first > 0:
-            item = entry(replay.first)
-            # the label's own tokens are kept as the end of the text with them; a network that looks ahead sees them
-            # from the start
-            kept_of = texts if replay.mode == "layers" else rows.texts
+        # the label's own tokens are kept as the end of the text with them; a network that looks ahead sees them from
+        # the start
+        whole_text = replay.mode == "layers"
+        hidden: dict[str, Tensor] = {}
+        for _, item in replay.passes:
             if continuation.shape[1]:
-                since = torch.zeros_like(total) if replay.mode == "layers" else rows.lengths
+                since = torch.zeros_like(total) if whole_text else rows.lengths
                 replay.filler.fill([Request((item,), texts, (since, total))])
-            hidden = store.take([item], kept_of, before, width)[item]
-            if continuation.shape[1] and replay.mode != "layers":
+            hidden |= store.take([item], texts if whole_text else rows.texts, before, width)
+            if continuation.shape[1] and not whole_text:
                 behind = (steps >= rows.lengths[:, None]).to(device)
                 ends = store.take([item], texts, before, width)[item]
-                hidden = ends.where(behind.reshape(*behind.shape, *[1] * (ends.dim() - 2)), hidden)
+                hidden[item] = ends.where(behind[..., None], hidden[item])
         past, length = None, int(before.max())
         if length:
             items = replay.past_items
@@ -145,7 +144,7 @@ class Run:
         replay: the runner.
         tokens: the tokens that are run [B, S], and the mask of what stands before them too [B, P + S].
         position_ids: index of each token in its text, [B, S].
-        hidden: what enters the first layer to be run, [B, S, width]; None where that is the first of all.
+        hidden: what the skipped blocks pass on, [B, S, width], for each of the runner's ``passes``.
         past: keys and values of the earlier tokens, item → [B, P, heads, size]; None where there are none.
         length: P.
         columns: where the logits are wanted, [B, T].
@@ -154,7 +153,7 @@ class Run:
     replay: Replay
     tokens: Tokens
     position_ids: Tensor
-    hidden: Tensor | None
+    hidden: dict[str, Tensor]
     past: dict[str, Tensor] | None
     length: int
     columns: Tensor
@@ -165,7 +164,7 @@ class Run:
             return None
         # without the model's config: the cache of a sliding window would drop what it cannot know to be needed
         cache = DynamicCache()
-        like = self.hidden if self.hidden is not None else self.past[keys(0)]
+        like = next(iter((*self.past.values(), *self.hidden.values())))
         stub = like.new_zeros(1, 1, 1, 1).expand(len(self.tokens), 1, self.length, 1)
         for i in range(len(self.replay.blocks)):
             layer = DynamicLayer()  # type: ignore[no-untyped-call]
@@ -178,27 +177,29 @@ class Run:
 
 
 @contextmanager
-def passing(skipped: Sequence[nn.Module], hidden: Tensor | None, outputs: int | None) -> Iterator[None]:
-    """Let blocks pass ``hidden`` on instead of computing it.
+def passing(passes: Sequence[tuple[Sequence[nn.Module], Tensor, int | None]]) -> Iterator[None]:
+    """Let blocks pass on what is given instead of computing it.
 
     Args:
-        skipped: the blocks; none where ``hidden`` is None.
-        hidden: [B, S, width].
-        outputs: length of the tuple that blocks return; None for a bare tensor.
+        passes: the blocks, what they pass on [B, S, width], and the length of the tuple that they return, None for a
+            bare tensor.
     """
-    given = hidden if outputs is None else (hidden, *[None] * (outputs - 1))
+    with ExitStack() as stack:
+        for skipped, hidden, outputs in passes:
+            given = hidden if outputs is None else (hidden, *[None] * (outputs - 1))
 
-    def passed(*args: object, **kwargs: object) -> object:
-        return given
+            def passed(*args: object, given: object = given, **kwargs: object) -> object:
+                return given
 
-    had = [block.__dict__.get("forward") for block in skipped]  # accelerate wraps a block's forward like this
-    try:
-        for block in skipped:
-            block.forward = passed
+            for block in skipped:
+                stack.callback(_restore, block, block.__dict__.get("forward"))
+                block.forward = passed
         yield
-    finally:
-        for block, forward in zip(skipped, had, strict=True):
-            if forward is None:
-                block.__dict__.pop("forward", None)
-            else:
-                block.forward = forward
+
+
+def _restore(block: nn.Module, forward: object) -> None:
+    """Give a block its forward back; accelerate wraps a block's forward in the instance itself."""
+    if forward is None:
+        block.__dict__.pop("forward", None)
+    else:
+        block.__dict__["forward"] = forward

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from contextlib import ExitStack
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -62,11 +63,11 @@ def why_plain(model: nn.Module, locations: Sequence[Location]) -> str | None:
     if not locations:
         return "there are no sites"
     try:
-        count = len(blocks(model))
+        there = [block for stack in stacks_of(model) for block in stack]
     except IITKitError:
         return f"{type(model).__name__} has no list of blocks"
     for location in locations:
-        if first_layer(location, count) is None:
+        if first_layer(location, there) is None:
             return f"{location.label} stands outside the blocks"
         if not location.replays and location.block is not None:
             return f"{location.label} depends on how many tokens stand before it"
@@ -77,11 +78,34 @@ def why_plain(model: nn.Module, locations: Sequence[Location]) -> str | None:
     return None
 
 
-def first_layer(location: Location, count: int) -> int | None:
-    """Return the first layer that a site's edit can reach, ``count`` for none; None where that is not known."""
-    if location.block is not None:
-        return location.block + int(location.after)
-    return {"embeddings": 0, "final_norm": count}.get(location.label)
+def stacks_of(model: nn.Module) -> list[list[nn.Module]]:
+    """Return the network's lists of blocks, in the order in which they run: an encoder's before its decoder's."""
+    untyped: Any = model
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return [list(blocks(untyped.get_encoder())), list(blocks(untyped.get_decoder()))]
+    return [list(blocks(model))]
+
+
+def first_layer(location: Location, there: Sequence[nn.Module]) -> int | None:
+    """Return the first block that a site's edit can reach, their number for none; None where that is not known."""
+    outside = {"embeddings": 0, "final_norm": len(there)}
+    if location.block is None and location.label in outside:
+        return outside[location.label]
+    for i, block in enumerate(there):
+        if any(module is location.module for module in block.modules()):
+            return i + int(location.module is block and location.side == "output")
+    return None
+
+
+def _passes(stacks: Sequence[Sequence[nn.Module]], first: int) -> list[tuple[list[nn.Module], str]]:
+    """Return the blocks that are skipped, stack by stack, with the item that they pass on."""
+    found, start = [], 0
+    for stack in stacks:
+        skipped = list(stack[: max(first - start, 0)])
+        if skipped:
+            found.append((skipped, entry(start + len(skipped))))
+        start += len(stack)
+    return found
 
 
 class Replay:
@@ -99,10 +123,11 @@ class Replay:
 
     def __init__(self, plain: PlainRunner, stores: Stores, mode: Literal["layers"] | None = None) -> None:
         self.plain, self.model, self.locations = plain, plain.model, plain.locations
-        self.blocks = list(blocks(self.model))
-        firsts = [first_layer(location, len(self.blocks)) for location in self.locations]
+        stacks = stacks_of(self.model)
+        self.blocks = [block for stack in stacks for block in stack]
+        firsts = [first_layer(location, self.blocks) for location in self.locations]
         self.first = min(first for first in firsts if first is not None)
-        self.skipped = self.blocks[: self.first]
+        self.passes = _passes(stacks, self.first)
         self.stores, self.wanted = stores, mode
         self.sites = [reading(location) for location in self.locations]
         self.network = Network(self.model, self.blocks, dict(zip(self.sites, self.locations, strict=True)))
@@ -117,7 +142,7 @@ class Replay:
             self.mode = "layers"
         self.reason: str | None = None
         self.checked, self.trials = False, 0
-        self._outputs: int | Literal["unknown"] | None = "unknown"
+        self._outputs: dict[str, int | None] | None = None
 
     @property
     def filler(self) -> Filler:
@@ -138,28 +163,29 @@ class Replay:
         return [make(i) for i in range(self.first, len(self.blocks)) for make in (keys, values)]
 
     @property
-    def outputs(self) -> int | None:
-        """Length of the tuple that blocks return; None for a bare tensor."""
-        if self._outputs == "unknown":
-            self._outputs = self._look() if self.skipped else None
+    def outputs(self) -> dict[str, int | None]:
+        """Length of the tuple that the skipped blocks return, None for a bare tensor; for each of ``passes``."""
+        if self._outputs is None:
+            self._outputs = self._look()
         return self._outputs
 
     @torch.no_grad()
-    def _look(self) -> int | None:
-        seen: list[int | None] = []
+    def _look(self) -> dict[str, int | None]:
+        seen: dict[str, int | None] = {}
+        with ExitStack() as stack:
+            for skipped, item in self.passes:
 
-        def note(module: nn.Module, args: object, output: object) -> None:
-            seen.append(len(output) if isinstance(output, tuple) else None)
-            raise Stopped
+                def note(module: nn.Module, args: object, output: object, item: str = item) -> None:
+                    seen[item] = len(output) if isinstance(output, tuple) else None
+                    if len(seen) == len(self.passes):
+                        raise Stopped
 
-        handle = self.skipped[-1].register_forward_hook(note)
-        try:
-            with stopping():
-                one = torch.zeros(1, 1, dtype=torch.long, device=self.store.device)
-                call(self.model, Tokens(one, torch.ones_like(one)))
-        finally:
-            handle.remove()
-        return seen[0]
+                stack.callback(skipped[-1].register_forward_hook(note).remove)
+            if self.passes:
+                with stopping():
+                    one = torch.zeros(1, 1, dtype=torch.long, device=self.store.device)
+                    call(self.model, Tokens(one, torch.ones_like(one)))
+        return seen
 
     # --- batches ---
 
@@ -257,9 +283,7 @@ class Replay:
         return Rows(texts, base.lengths, before)
 
     def _of_bases(self, rows: Rows) -> list[Request]:
-        found = []
-        if self.first > 0:
-            found.append(Request((entry(self.first),), rows.texts, (rows.before, rows.lengths)))
+        found = [Request((item,), rows.texts, (rows.before, rows.lengths)) for _, item in self.passes]
         if self.mode == "tokens" and self.past_items:
             found.append(Request(tuple(self.past_items), rows.texts, (torch.zeros_like(rows.before), rows.before)))
         return found
@@ -291,15 +315,19 @@ class Replay:
         plain, swapped = reference.logits(None, label), reference.logits(swaps, label)
         found = [prepared.logits(None, label), prepared.logits(swaps, label)]
         real = torch.cat([torch.ones_like(batch.labels[:, :1], dtype=torch.bool), label >= 0], 1)
-        largest = plain[real].abs().max()
-        off = max((x - y)[real].abs().max() for x, y in zip(found, (plain, swapped), strict=True))
         tolerance = 1e-4 if precision(self.model)[1] in ("float32", "float64") else 5e-2
-        if not off <= tolerance * largest:
-            self._differs(f"logits differ from the plain run by {float(off / largest):.1g} of the largest")
-            return False
+        for what, ours, theirs in (
+            ("logits differ", torch.stack(found)[:, real], torch.stack([plain, swapped])[:, real]),
+            *(("sources differ", *pair) for pair in zip(prepared.features, reference.features, strict=True)),
+        ):
+            off = float((ours - theirs).abs().max() / theirs.abs().max()) if theirs.numel() else 0.0
+            if not off <= tolerance:
+                self._differs(f"{what} from the plain run by {off:.1g} of the largest")
+                return False
         self.trials += 1
         before = bool((prepared.rows.before > 0).any())
-        told = bool((swapped - plain)[real].abs().max() > tolerance * largest) and (before or self.mode == "layers")
+        changed = (swapped - plain)[real].abs().max() > tolerance * plain[real].abs().max()
+        told = bool(changed) and (before or self.mode == "layers")
         self.checked = told or self.trials == TRIALS
         return True
 
