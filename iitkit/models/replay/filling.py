@@ -84,17 +84,24 @@ class Filler:
 
     def _missing(self, requests: Sequence[Request]) -> dict[Group, Ranges]:
         found: dict[Group, Ranges] = {}
+        nothing: dict[Group, Ranges] = {}  # what was asked for no token of
         for request in requests:
+            lo, hi = request.wanted
             for group in self.store.grouped(request.items):
                 lost = ~group.holds(request.texts, request.wanted)
-                if not lost.any():
-                    continue
-                ranges = found.setdefault(group, {})
-                rows = zip(*(x[lost].tolist() for x in (request.texts, *request.wanted)), strict=True)
-                for text, lo, hi in rows:
+                ranges = found.setdefault(group, {}) if lost.any() else {}
+                for text, first, end in zip(*(x[lost].tolist() for x in (request.texts, lo, hi)), strict=True):
                     # with what is kept already: a text stands in one chunk of a group
                     old = ranges.get(text, self._kept(group, text))
-                    ranges[text] = (lo, hi) if old is None else (min(lo, old[0]), max(hi, old[1]))
+                    ranges[text] = (first, end) if old is None else (min(first, old[0]), max(end, old[1]))
+                none = request.texts[hi <= lo].tolist()
+                nothing.setdefault(group, {}).update(dict.fromkeys(none, (0, 0)))
+        # the texts of one request stay together, in one run and one file
+        lacking = {text for ranges in found.values() for text in ranges}
+        for group, ranges in found.items():
+            for text in lacking & nothing[group].keys():
+                if int(group.chunk[text]) < 0:
+                    ranges.setdefault(text, (0, 0))
         return found
 
     @staticmethod

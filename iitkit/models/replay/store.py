@@ -114,7 +114,8 @@ class Group:
 
 
 def _at(kept: Tensor, index: Tensor) -> Tensor:
-    flat = index.flatten().to(kept.device)
+    # a text without a token may stand behind the last one
+    flat = index.flatten().clamp(max=len(kept) - 1).to(kept.device)
     return kept.index_select(0, flat).reshape(*index.shape, *kept.shape[1:])
 
 
