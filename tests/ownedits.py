@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from iitkit.interventions import Intervention, SiteInfo
+from iitkit.interventions.charts import Chart
 from iitkit.interventions.edits import Swap
 from iitkit.interventions.masks import All
 from iitkit.interventions.rotations import LowRankRotation
@@ -34,3 +35,11 @@ class Partway(Intervention):
     ) -> Tensor:
         """Swap at the share of the strength."""
         return super().forward(base, source, self.share * strength)
+
+
+class Halfway(Swap):
+    """Half of the way to the source."""
+
+    def delta(self, chart: Chart, base: Tensor, source: Tensor | None, inputs: Tensor | None) -> Tensor:
+        """Return half of what a swap would."""
+        return 0.5 * super().delta(chart, base, source, inputs)

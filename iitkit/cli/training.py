@@ -33,6 +33,7 @@ from iitkit.data import CounterfactualDataModule
 from iitkit.errors import IITKitError, choices
 from iitkit.models.load_errors import causes, first_line
 from iitkit.modules import InterventionModule
+from iitkit.modules.frozen import check_precision
 
 ALLOWED = ["iitkit", "torch.optim", "lightning.pytorch"]
 """Packages whose classes a config may name; ``--allow`` adds others."""
@@ -70,6 +71,7 @@ class Training(LightningCLI):
         for key in ("model", "data"):
             if config.get(key) is None:
                 raise IITKitError(f"no {key}: give --config NAME.yaml, e.g. {choices(config_names())}")
+        check_precision(config.get("trainer.precision"))
         path = config.get("ckpt_path")
         root = config.get("trainer.default_root_dir") or "runs/iitkit"
         if path in ("last", "best"):

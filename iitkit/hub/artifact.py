@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -174,9 +175,10 @@ def _sizes(site: SiteInfo) -> dict[str, int]:
 
 
 def _spec(intervention: Intervention) -> dict[str, Any]:
-    package = type(intervention).__module__.partition(".")[0]
-    foreign = {} if package == "iitkit" else {"package": package}
-    return {"intervention": intervention.spec(), **foreign}
+    spec = intervention.spec()
+    named = [intervention, *(part for part in intervention.parts if part.kind in spec)]  # parts that the spec names
+    packages = sorted({type(part).__module__.partition(".")[0] for part in named} - {"iitkit"})
+    return {"intervention": spec, **({"packages": packages} if packages else {})}
 
 
 def load(path: str | os.PathLike[str], allow: Sequence[str] = ()) -> Artifact:
@@ -229,12 +231,16 @@ def load(path: str | os.PathLike[str], allow: Sequence[str] = ()) -> Artifact:
 
 
 def _rebuilt(where: Mapping[str, Any], tensors: dict[str, Tensor], allow: Sequence[str]) -> Intervention:
-    package, name = where.get("package"), where["intervention"].get("name")
-    if isinstance(package, str) and name not in Intervention.registry:
+    packages = where.get("packages", [])
+    if not isinstance(packages, list) or not all(isinstance(package, str) for package in packages):
+        raise IITKitError(f"packages {packages!r}: expected a list of names")
+    for package in packages:
+        if package in sys.modules:
+            continue
         if package not in allow:
             raise IITKitError(
-                f"intervention {name!r} comes from package {package!r}: import it first, or say "
-                f"iitkit.load(…, allow=[{package!r}]) if you trust it"
+                f"intervention {where['intervention'].get('name')!r} comes from package {package!r}: import it first, "
+                f"or say iitkit.load(…, allow=[{package!r}]) if you trust it"
             )
         importlib.import_module(package)
     sizes = {key: where[key] for key in SIZES if key in where}

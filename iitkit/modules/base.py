@@ -23,7 +23,7 @@ from iitkit.models.placing import place
 from iitkit.models.runs import PlainPrepared, PlainRunner, Prepared, Runner, candidate_scores, label_logits
 from iitkit.models.sites import Placement
 from iitkit.modules.fitting import fit_to_data
-from iitkit.modules.frozen import keep_frozen, runner_for
+from iitkit.modules.frozen import check_precision, keep_frozen, runner_for
 
 BASE_PREFIX = "base_model."
 SCHEMA = 1
@@ -167,6 +167,10 @@ class InterventionModule(pl.LightningModule):
             batches = self.trainer.datamodule.every_pair("train")  # type: ignore[attr-defined]
             with self.trainer.precision_plugin.forward_context():
                 fit_to_data(self.edits, list(self.locations.values()), self.runner, batches, self.device)
+
+    def setup(self, stage: str) -> None:
+        """Refuse a precision that would convert the interventions with the base."""
+        check_precision(self.trainer.precision)
 
     def on_fit_start(self) -> None:
         """Run what is frozen once; fit to data what needs it, unless a checkpoint has brought it along."""

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from iitkit.errors import IITKitError
 from iitkit.models.replay import Keeping, Replay, make_runner
 from iitkit.models.runs import Runner
 from iitkit.models.stages import StagedRunner
@@ -39,3 +40,24 @@ def keep_frozen(module: InterventionModule, splits: Sequence[str]) -> None:
     shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
     with trainer.precision_plugin.forward_context():
         module.runner.fill(trainer.datamodule.every_prompt(splits), progress=shown)
+
+
+def check_precision(precision: str | int | None) -> None:
+    """Refuse a true precision of the trainer: interventions are fp32 or wider, whatever the base is.
+
+    Raises:
+        IITKitError: one that is not mixed, and not that of fp32.
+    """
+    name = _TRUE.get(str(precision))
+    if name is not None:
+        raise IITKitError(
+            f"trainer.precision: {precision!r} would convert the interventions too: say model.dtype: {name}, for the "
+            "base alone, or a mixed precision"
+        )
+
+
+_TRUE = {
+    **dict.fromkeys(("bf16-true", "transformer-engine"), "bfloat16"),
+    **dict.fromkeys(("16-true", "transformer-engine-float16"), "float16"),
+    **dict.fromkeys(("64-true", "64"), "float64"),
+}

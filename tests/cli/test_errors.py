@@ -77,6 +77,8 @@ OPTIONS = {
     "--data.flipped=2": "data.flipped: 2.0: expected a share from 0 to 1, or null",
     "--data.prompts=1": "data.prompts: 1: expected 2 or more",
     "--trainer.accelerator=gpuu": "trainer: You selected an invalid accelerator name: `accelerator='gpuu'`",
+    "--model.replay_memory=-1": "model.replay_memory: -1.0: expected GiB, 0 or more",
+    "--trainer.precision=bf16-true": "trainer.precision: 'bf16-true' would convert the interventions too: say model.",
     # class names
     "--model=DSA": "model: no class 'DSA'. Did you mean 'DAS'? Known: DAS",
     "--data.task=PronounGendr": "data.task: no class 'PronounGendr'. Did you mean 'PronounGender'? Known: Agreement,",

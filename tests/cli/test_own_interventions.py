@@ -61,7 +61,7 @@ def test_its_artifact_names_the_package_and_loads_what_is_registered(run: tuple[
     _, root = run
     where = json.loads((root / "artifact" / "config.json").read_text())["placements"]["gender"]
     assert where["intervention"] == {"name": "Partway", "rank": 3, "share": 0.75}
-    assert where["package"] == "ownedits"
+    assert where["packages"] == ["ownedits"]
     found = package.load(root).interventions["gender"]
     assert type(found).__name__ == "Partway"
     base, source = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0))
@@ -93,6 +93,42 @@ def test_loading_never_imports_what_an_artifact_names(run: tuple[Path, Path]) ->
     assert "iitkit.load(…, allow=['ownedits'])" in refused
     assert imported == "False"
     assert loaded == "Partway(rank=3, share=0.75)"
+
+
+COMPOSED = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import iitkit
+from iitkit.errors import IITKitError
+folder = Path({folder!r})
+if sys.argv[1] == "save":
+    import ownedits
+    from iitkit.hub import save
+    site = iitkit.SiteInfo(8)
+    made = iitkit.Composed(site, edit={{"name": "Halfway"}})
+    identity = {{"id": "x", "revision": "y", "architecture": "z", "width": 8, "layers": 1, "dtype": "float32"}}
+    where = {{"layer": 0, "component": "block_output", "position": "last", "variable": "v"}}
+    save(folder, {{"v": made}}, {{"v": where}}, identity, {{"v": site}})
+else:
+    try:
+        iitkit.load(folder)
+    except IITKitError as error:
+        print("package 'ownedits': import it first" in str(error), "ownedits" in sys.modules)
+    print(iitkit.load(folder, allow=["ownedits"]).interventions["v"].title)
+"""
+
+
+def test_a_composed_intervention_names_the_packages_of_its_parts(tmp_path: Path) -> None:
+    code = COMPOSED.format(tests=str(TESTS), folder=str(tmp_path / "artifact"))
+    said = [
+        subprocess.run([sys.executable, "-c", code, what], capture_output=True, text=True, check=True).stdout.split(
+            "\n"
+        )
+        for what in ("save", "load")
+    ]
+    assert said[1][0] == "True False"
+    assert "Halfway" in said[1][1]
 
 
 def test_a_name_that_is_taken_is_an_error() -> None:
