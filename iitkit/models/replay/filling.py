@@ -243,12 +243,15 @@ class Filler:
     def _batches(self, numbers: Tensor) -> Iterator[Tensor]:
         """Part texts, which come in the order of their lengths, into batches of about equal numbers of tokens."""
         most = BATCH_TOKENS.get(self.store.device.type, BATCH_TOKENS["cpu"])
-        lengths = self.store.texts.lengths[numbers].tolist()
+        until = self.store.texts.lengths[numbers].cumsum(0)
+        count = -(-int(until[-1]) // most)
+        # the batch in which each text ends; a batch of a few tokens would cost as much as a full one
+        of = ((until - 1) * count).div(int(until[-1]), rounding_mode="floor")
         start = 0
-        for i in range(1, len(lengths) + 1):
-            if i == len(lengths) or (i + 1 - start) * lengths[i] > most:
-                yield torch.arange(start, i)
-                start = i
+        for size in torch.bincount(of).tolist():
+            if size:
+                yield torch.arange(start, start + size)
+            start += size
 
     def _tokens(self, numbers: Tensor) -> Tokens:
         rows = [self.store.texts.ids(int(number)) for number in numbers]
