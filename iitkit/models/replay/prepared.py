@@ -57,7 +57,7 @@ class ReplayPrepared:
     """
 
     def __init__(self, replay: Replay, batch: Batch, base: Compact, rows: Rows, features: list[Tensor]) -> None:
-        self.replay, self.batch, self.rows, self.features = replay, batch, rows, features
+        self.replay, self.batch, self.base, self.rows, self.features = replay, batch, base, rows, features
         device = batch.base.ids.device
         shift = (base.starts + rows.before).to(device)
         self.selections = [
