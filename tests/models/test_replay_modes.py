@@ -175,6 +175,15 @@ def test_labels_of_several_tokens_by_hand(family: str, side: PadSide) -> None:
             assert abs(float(found[row, c] - score)) <= 1e-4
 
 
+def test_labels_of_several_tokens_measured_first_and_trained_after() -> None:
+    batch, _, _ = several("left")
+    replay, plain = runners(fresh("llama"), [(1, "block_output")])
+    edit = subspace(2, torch.float32)
+    with torch.inference_mode():
+        candidate_scores(replay.prepare(batch), [edit], batch.candidates)
+    check_equal(replay, plain, batch, [edit], 1e-5, label=True)
+
+
 # --- rows of all kinds ---
 
 

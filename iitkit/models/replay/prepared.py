@@ -66,11 +66,11 @@ class ReplayPrepared:
 
     @cached_property
     def _alone(self) -> Run:
-        return self._run(self.batch.labels[:, :0], 1)
+        return self._made(self.batch.labels[:, :0], 1)
 
     def logits(self, interventions: Sequence[Intervention] | None, continuation: Tensor, copies: int = 1) -> Tensor:
         """See :meth:`~iitkit.models.runs.Prepared.logits`."""
-        run = self._alone if continuation.shape[1] == 0 and copies == 1 else self._run(continuation, copies)
+        run = self._alone if continuation.shape[1] == 0 and copies == 1 else self._made(continuation, copies)
         visits: list[tuple[Location, Visit]] = []
         if interventions is not None:
             together = zip(self.replay.locations, interventions, self.selections, self.features, strict=True)
@@ -93,6 +93,11 @@ class ReplayPrepared:
             ).logits
         return logits
 
+    def _made(self, continuation: Tensor, copies: int) -> Run:
+        # what is kept, or taken for a batch that is measured and trained on, must serve outside inference mode too
+        with torch.inference_mode(False), torch.no_grad():
+            return self._run(continuation, copies)
+
     def _run(self, continuation: Tensor, copies: int) -> Run:
         replay, device = self.replay, self.batch.base.ids.device
         store = replay.store
@@ -100,7 +105,7 @@ class ReplayPrepared:
         base = self.batch.base if copies == 1 else self.batch.base.repeated(copies)
         whole = compact(base.extended(continuation))
         more = (continuation != IGNORED).sum(1).cpu()
-        texts = store.texts.numbers(whole) if continuation.shape[1] else rows.texts
+        texts = store.texts.numbers(whole) if continuation.shape[1] and replay.passes else rows.texts
         before, total = rows.before, rows.lengths + more
         width = int((total - before).max())
         steps = before[:, None] + torch.arange(width)
