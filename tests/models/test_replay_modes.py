@@ -176,11 +176,12 @@ def test_labels_of_several_tokens_by_hand(family: str, side: PadSide) -> None:
 
 
 def test_labels_of_several_tokens_measured_first_and_trained_after() -> None:
-    batch, _, _ = several("left")
+    batch, texts, at = several("left")
+    first = draw_batch(ROWS[:1], texts, [[[p]] for p in at], "left", candidates=batch.candidates[:1])
     replay, plain = runners(fresh("llama"), [(1, "block_output")])
     edit = subspace(2, torch.float32)
     with torch.inference_mode():
-        candidate_scores(replay.prepare(batch), [edit], batch.candidates)
+        candidate_scores(replay.prepare(first), [edit], first.candidates)
     check_equal(replay, plain, batch, [edit], 1e-5, label=True)
 
 
