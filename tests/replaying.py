@@ -74,16 +74,25 @@ def draw_batch(
     candidates: Tensor | None = None,
 ) -> Batch:
     """The batch of pairs of prompt numbers; ``positions[prompt][placement]`` are lists."""
+    numbers = [b for b, _ in rows], [s for _, s in rows]
+    return pairs_of(rows, texts, positions, active).batch(side, numbers, candidates)
+
+
+def pairs_of(
+    rows: Sequence[tuple[int, int]],
+    texts: Sequence[list[int]],
+    positions: Sequence[Sequence[Sequence[int]]],
+    active: list[list[bool]] | None = None,
+) -> Pairs:
+    """The same pairs, to be run by hand."""
     at = [[list(p) for p in placements] for placements in positions]
-    bases, sources = [b for b, _ in rows], [s for _, s in rows]
-    pairs = Pairs(
-        [texts[b] for b in bases],
-        [texts[s] for s in sources],
-        [at[b] for b in bases],
-        [at[s] for s in sources],
+    return Pairs(
+        [texts[b] for b, _ in rows],
+        [texts[s] for _, s in rows],
+        [at[b] for b, _ in rows],
+        [at[s] for _, s in rows],
         active,
     )
-    return pairs.batch(side, (bases, sources), candidates)
 
 
 def check_equal(

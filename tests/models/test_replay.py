@@ -12,7 +12,6 @@ from byhand import (
     COMPONENTS,
     DTYPES,
     PadSide,
-    Pairs,
     cast,
     gram_schmidt,
     hooks_of,
@@ -20,7 +19,7 @@ from byhand import (
     prompts,
     relative,
 )
-from replaying import LAYERS, ROWS, SIDES, check_equal, draw_batch, fresh, model_of, pool, runners, subspace
+from replaying import LAYERS, ROWS, SIDES, check_equal, draw_batch, fresh, model_of, pairs_of, pool, runners, subspace
 from tiny import FAMILIES
 from torch import Tensor
 
@@ -54,12 +53,7 @@ def test_replay_is_the_run_by_hand(family: str, side: PadSide) -> None:
         model, edit = model_of(family, dtype), subspace(3, dtype)
         replay, _ = runners(model, [(1, "block_output")])
         batch = draw_batch(ROWS, texts, [[[p]] for p in at], side)
-        pairs = Pairs(
-            [texts[b] for b, _ in ROWS],
-            [texts[s] for _, s in ROWS],
-            [[[at[b]]] for b, _ in ROWS],
-            [[[at[s]]] for _, s in ROWS],
-        )
+        pairs = pairs_of(ROWS, texts, [[[p]] for p in at])
         module = module_of(model, family, 1, "block_output")
         expected = pairs.logits(model, [module], [gram_schmidt(next(edit.parameters()))])
         prepared = replay.prepare(batch)

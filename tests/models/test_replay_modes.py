@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from byhand import DTYPES, PadSide, Pairs, ignored, logits_of, module_of, prompts, relative, swap
+from byhand import DTYPES, PadSide, ignored, logits_of, module_of, prompts, relative, swap
 from families import DECODERS, VOCABULARY, build, decoder
-from replaying import ROWS, SIDES, check_equal, draw_batch, fresh, model_of, pool, runners, subspace
+from replaying import ROWS, SIDES, check_equal, draw_batch, fresh, model_of, pairs_of, pool, runners, subspace
 from tiny import FAMILIES
 from torch import Tensor
 from transformers import (
@@ -27,7 +27,7 @@ from iitkit.batch import Batch
 from iitkit.errors import IITKitError
 from iitkit.interventions import LowRankSubspace, SiteInfo, Vanilla
 from iitkit.models.anatomy import locate
-from iitkit.models.replay import Replay, ReplayPrepared, make_runner
+from iitkit.models.replay import Keeping, Replay, ReplayPrepared, make_runner
 from iitkit.models.runs import PlainRunner, candidate_scores
 from iitkit.models.sites import Site
 
@@ -158,12 +158,7 @@ def test_labels_of_several_tokens_by_hand(family: str, side: PadSide) -> None:
     batch, texts, at = several(side)
     model = model_of(family)
     replay, _ = runners(model, [(1, "block_output")])
-    pairs = Pairs(
-        [texts[b] for b, _ in ROWS],
-        [texts[s] for _, s in ROWS],
-        [[[at[b]]] for b, _ in ROWS],
-        [[[at[s]]] for _, s in ROWS],
-    )
+    pairs = pairs_of(ROWS, texts, [[[p]] for p in at])
     module = module_of(model, family, 1, "block_output")
     found = candidate_scores(replay.prepare(batch), [Vanilla()], batch.candidates)
     for row, (base, _) in enumerate(ROWS):
@@ -325,6 +320,18 @@ def test_a_new_position_of_a_kept_prompt_adds_what_is_missing() -> None:
         check_equal(replay, plain, draw_batch([(0, 1), (2, 3)], texts, [[[p]] for p in at], "left"), [edit], 1e-5)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_keeps_in_its_own_memory_and_takes_from_files() -> None:
+    texts, at = pool(6, seed=3)
+    for memory in (None, 0.0):
+        model: Any = fresh("llama")
+        replay, plain = runners(model.to("cuda"), [(1, "block_output")], keeping=Keeping(memory))
+        batch = draw_batch(ROWS, texts, [[[p]] for p in at], "left").to("cuda")
+        check_equal(replay, plain, batch, [subspace(3, torch.float32).to("cuda")], 1e-4)
+        assert (replay.store.memory > 0) == (memory is None)
+        assert (replay.store.mapped > 0) == (memory == 0)
+
+
 def test_unknown_replay_is_refused() -> None:
     model = decoder("gpt2")
     with pytest.raises(IITKitError, match="replay 'on': expected 'auto', 'layers' or 'off'"):
@@ -339,12 +346,7 @@ def test_by_hand_with_a_swap_of_two_placements() -> None:
     last = [len(text) - 1 for text in texts]
     batch = draw_batch(ROWS, texts, [[[p], [q]] for p, q in zip(at, last, strict=True)], "left")
     found = replay.prepare(batch).logits([Vanilla(), Vanilla()], batch.labels[:, :0])[:, 0]
-    pairs = Pairs(
-        [texts[b] for b, _ in ROWS],
-        [texts[s] for _, s in ROWS],
-        [[[at[b]], [last[b]]] for b, _ in ROWS],
-        [[[at[s]], [last[s]]] for _, s in ROWS],
-    )
+    pairs = pairs_of(ROWS, texts, [[[p], [q]] for p, q in zip(at, last, strict=True)])
     modules = [module_of(model, "llama", 1, "block_output"), module_of(model, "llama", 2, "mlp_output")]
     assert relative(found, pairs.logits(model, modules, [None, None])) <= 1e-5
     assert swap(torch.ones(2), None)(torch.zeros(2)).tolist() == [1, 1]
