@@ -27,7 +27,8 @@ def runner_for(module: InterventionModule) -> Runner:
     memory = None if module.replay_memory is None else module.replay_memory * 2**30
     revision = str(module.identity["revision"])
     keeping = Keeping(memory, module.replay_folder, None if revision == "unknown" else revision)
-    return make_runner(module.base_model, locations, module.replay, keeping)
+    reading = [edit.needs_input for edit in module.edits]
+    return make_runner(module.base_model, locations, module.replay, keeping, reading)
 
 
 def keep_frozen(module: InterventionModule, splits: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from transformers import (
 
 from iitkit.batch import Batch
 from iitkit.errors import IITKitError
-from iitkit.interventions import LowRankSubspace, SiteInfo, Vanilla
+from iitkit.interventions import LoRA, LowRankSubspace, SiteInfo, Skip, Vanilla
 from iitkit.models.anatomy import locate
 from iitkit.models.replay import Keeping, Replay, ReplayPrepared, make_runner
 from iitkit.models.runs import PlainRunner, candidate_scores
@@ -240,6 +240,28 @@ def test_eager_and_sdpa_attention() -> None:
         for side in SIDES:
             batch = draw_batch(ROWS, texts, [[[p]] for p in at], side)
             check_equal(replay, plain, batch, [subspace(3, torch.float32)], 1e-5)
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("component", ["block_output", "mlp_output"])
+def test_an_edit_that_reads_its_modules_input(component: str, told: bool) -> None:
+    # the block that a site is the output of is skipped, so that nothing enters it
+    model = fresh("llama")
+    locations = [locate(model, Site(1, component))]
+    runner, plain = make_runner(model, locations, reading_input=[told]), PlainRunner(model, locations)
+    assert isinstance(runner, Replay)
+    assert runner.first == (2 if component == "block_output" and not told else 1)
+    draw = torch.Generator().manual_seed(0)
+    lora = LoRA(SiteInfo(WIDTH, input_width=locations[0].input_width or WIDTH, generator=draw), rank=2)
+    with torch.no_grad():
+        for parameter in lora.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draw))
+    texts, at = pool(6, seed=3)
+    for side in SIDES:
+        batch = draw_batch(ROWS, texts, [[[p]] for p in at], side)
+        check_equal(runner, plain, batch, [lora], 1e-5)
+        if component == "block_output":
+            check_equal(runner, plain, batch, [Skip(SiteInfo(WIDTH, input_width=WIDTH))], 1e-5)
 
 
 # --- what is kept is of these weights and this precision ---

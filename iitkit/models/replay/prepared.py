@@ -70,6 +70,9 @@ class ReplayPrepared:
 
     def logits(self, interventions: Sequence[Intervention] | None, continuation: Tensor, copies: int = 1) -> Tensor:
         """See :meth:`~iitkit.models.runs.Prepared.logits`."""
+        placed = list(zip(self.replay.locations, interventions or (), strict=False))
+        if any(edit.needs_input and self.replay.skips(location) for location, edit in placed):
+            return self.replay.plain.prepare(self.batch).logits(interventions, continuation, copies)
         run = self._alone if continuation.shape[1] == 0 and copies == 1 else self._made(continuation, copies)
         visits: list[tuple[Location, Visit]] = []
         if interventions is not None:

@@ -32,7 +32,11 @@ TRIALS = 8
 
 
 def make_runner(
-    model: nn.Module, locations: Sequence[Location], replay: str = "auto", keeping: Keeping | None = None
+    model: nn.Module,
+    locations: Sequence[Location],
+    replay: str = "auto",
+    keeping: Keeping | None = None,
+    reading_input: Sequence[bool] = (),
 ) -> Runner:
     """Return a runner with replay where it may hold and is wanted, else a plain one.
 
@@ -42,6 +46,7 @@ def make_runner(
         replay: ``auto``, ``layers`` (only the layers below the sites are skipped, all tokens are run) or ``off``.
         keeping: how much memory to use, and where files are; unless said a share of the free memory, and files that
             are deleted in the end.
+        reading_input: at which of the sites an intervention reads its module's input: the block is run then.
 
     Raises:
         IITKitError: an unknown ``replay``.
@@ -53,7 +58,8 @@ def make_runner(
         return plain
     reason = why_plain(model, locations)
     if reason is None:
-        return Replay(plain, Stores.of(model, keeping or Keeping()), "layers" if replay == "layers" else None)
+        mode: Literal["layers"] | None = "layers" if replay == "layers" else None
+        return Replay(plain, Stores.of(model, keeping or Keeping()), mode, reading_input)
     log.info("replay is off: %s", reason)
     return plain
 
@@ -86,14 +92,17 @@ def stacks_of(model: nn.Module) -> list[list[nn.Module]]:
     return [list(blocks(model))]
 
 
-def first_layer(location: Location, there: Sequence[nn.Module]) -> int | None:
-    """Return the first block that a site's edit can reach, their number for none; None where that is not known."""
+def first_layer(location: Location, there: Sequence[nn.Module], whole: bool = False) -> int | None:
+    """Return the first block that a site's edit can reach, their number for none; None where that is not known.
+
+    ``whole`` counts the block that a site is the output of: its own input is wanted.
+    """
     outside = {"embeddings": 0, "final_norm": len(there)}
     if location.block is None and location.label in outside:
         return outside[location.label]
     for i, block in enumerate(there):
         if any(module is location.module for module in block.modules()):
-            return i + int(location.module is block and location.side == "output")
+            return i + int(location.module is block and location.side == "output" and not whole)
     return None
 
 
@@ -119,13 +128,22 @@ class Replay:
         plain: runs what the store cannot hold, and is the reference of the comparison.
         stores: what is kept of the network, by precision.
         mode: ``layers`` to keep only the layers below the sites; None for the most that holds.
+        reading_input: at which of the sites an intervention reads its module's input; none unless said.
     """
 
-    def __init__(self, plain: PlainRunner, stores: Stores, mode: Literal["layers"] | None = None) -> None:
+    def __init__(
+        self,
+        plain: PlainRunner,
+        stores: Stores,
+        mode: Literal["layers"] | None = None,
+        reading_input: Sequence[bool] = (),
+    ) -> None:
         self.plain, self.model, self.locations = plain, plain.model, plain.locations
         stacks = stacks_of(self.model)
         self.blocks = [block for stack in stacks for block in stack]
-        firsts = [first_layer(location, self.blocks) for location in self.locations]
+        reads = reading_input or [False] * len(self.locations)
+        together = zip(self.locations, reads, strict=True)
+        firsts = [first_layer(location, self.blocks, whole) for location, whole in together]
         self.first = min(first for first in firsts if first is not None)
         self.passes = _passes(stacks, self.first)
         self.stores, self.wanted = stores, mode
@@ -186,6 +204,10 @@ class Replay:
                     one = torch.zeros(1, 1, dtype=torch.long, device=self.store.device)
                     call(self.model, Tokens(one, torch.ones_like(one)))
         return seen
+
+    def skips(self, location: Location) -> bool:
+        """Return whether the block that a site is the output of is skipped: what enters it is not known then."""
+        return any(location.module is block for skipped, _ in self.passes for block in skipped)
 
     # --- batches ---
 
