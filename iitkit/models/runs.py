@@ -37,12 +37,15 @@ class Selection:
     source_columns: Tensor
     source_of: Tensor
 
-    def repeated(self, times: int) -> Selection:
-        """Return the selection for a batch whose rows stand ``times`` times, copies side by side."""
+    def repeated(self, times: int) -> tuple[Selection, Tensor]:
+        """Return the selection for a batch whose rows stand ``times`` times, copies side by side.
+
+        Also which entry each of its entries is a copy of, [M · times]: a row's entries stay together.
+        """
         copies = torch.arange(times, device=self.rows.device)
-        rows = (self.rows[:, None] * times + copies).flatten()
-        others = (x.repeat_interleave(times, 0) for x in (self.columns, self.source_columns, self.source_of))
-        return Selection(rows, *others)
+        rows, order = (self.rows[:, None] * times + copies).flatten().sort(stable=True)
+        entries = order // times
+        return Selection(rows, self.columns[entries], self.source_columns[entries], self.source_of[entries]), entries
 
 
 def select(batch: Batch) -> list[Selection]:
@@ -243,7 +246,8 @@ class PlainPrepared:
                 self.runner.locations, interventions, self.selections, self.features, strict=True
             ):
                 if copies > 1:
-                    selection, features = selection.repeated(copies), features.repeat_interleave(copies, 0)
+                    selection, entries = selection.repeated(copies)
+                    features = features[entries]
                 visits.append((location, editing(location, selection, intervention, features)))
         base = self.base if copies == 1 else self.base.repeated(copies)
         columns = base.last[:, None] + torch.arange(continuation.shape[1] + 1, device=base.ids.device)

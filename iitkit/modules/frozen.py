@@ -34,8 +34,9 @@ def runner_for(module: InterventionModule) -> Runner:
 def keep_frozen(module: InterventionModule, splits: Sequence[str]) -> None:
     """Run the base on all prompts of some splits once, so that no step runs again what is always alike."""
     trainer: Any = module.trainer
-    limits = {getattr(trainer, f"limit_{stage}_batches") for stage in ("train", "val", "test", "predict")}
-    if not isinstance(module.runner, Replay) or trainer.fast_dev_run or limits != {1.0}:
+    limits = [getattr(trainer, f"limit_{stage}_batches") for stage in ("train", "val", "test", "predict")]
+    whole = all(isinstance(limit, float) and limit == 1.0 for limit in limits)  # 1 is one batch
+    if not isinstance(module.runner, Replay) or trainer.fast_dev_run or not whole:
         return  # a run of some batches needs some prompts only: they are kept when they come
     module.to(trainer.strategy.root_device)
     shown = trainer.is_global_zero and trainer.progress_bar_callback is not None

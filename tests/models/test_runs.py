@@ -352,9 +352,14 @@ def test_selections_list_the_entries_that_a_placement_edits() -> None:
     assert chosen[0].columns.tolist() == [3, 6, 0, 2, 2, 3]
     assert chosen[0].source_columns.tolist() == [4, 0, 7, 1, 3, 8]
     assert chosen[1].rows.tolist() == [0, 2, 3]
-    twice = chosen[1].repeated(2)
+    twice, entries = chosen[1].repeated(2)
     assert twice.rows.tolist() == [0, 1, 4, 5, 6, 7]
     assert twice.columns.tolist() == [2, 2, 2, 2, 0, 0]
+    assert entries.tolist() == [0, 0, 1, 1, 2, 2]
+    both, entries = chosen[0].repeated(2)  # what is joined in a row stays together
+    assert both.rows.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 6, 6, 7, 7]
+    assert both.columns.tolist() == [3, 6, 3, 6, 0, 2, 0, 2, 2, 3, 2, 3]
+    assert entries.tolist() == [0, 1, 0, 1, 2, 3, 2, 3, 4, 5, 4, 5]
 
 
 def test_tokens_number_and_extend_padded_rows() -> None:

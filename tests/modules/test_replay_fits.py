@@ -144,7 +144,7 @@ def test_stages_say_that_they_run_plainly(base: str, caplog: pytest.LogCaptureFi
 
 def test_a_run_of_a_few_batches_keeps_what_they_need(base: str, tmp_path: Path) -> None:
     module = DAS(base, ALIGNMENT, adam(), replay_folder=str(tmp_path))  # type: ignore[arg-type]
-    fitted(module, pairs(), limit_train_batches=1, limit_val_batches=0)
+    fitted(module, pairs(), limit_train_batches=1, limit_val_batches=1)
     assert isinstance(module.runner, Replay)
-    assert 0 < len(module.runner.store.texts) <= 16
+    assert 0 < len(module.runner.store.texts) < 64  # of 72
     assert torch.isfinite(next(module.interventions.parameters())).all()

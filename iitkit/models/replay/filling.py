@@ -15,6 +15,7 @@ from iitkit.batch import Tokens
 from iitkit.models.replay.capturing import Network
 from iitkit.models.replay.shards import Part, Shard
 from iitkit.models.replay.store import Group, Range, Store
+from iitkit.models.runs import call
 
 log = logging.getLogger("iitkit")
 
@@ -117,8 +118,15 @@ class Filler:
         def note(item: str, tensor: Tensor) -> None:
             self.store.shapes[item] = (tensor.shape[2:], tensor.dtype)
 
-        one = torch.full((1, 1), self.pad, device=self.store.device)
-        if lost := self.network.capture(Tokens(one, torch.ones_like(one)), unknown, note):
+        ids = torch.full((1, 1), self.pad, device=self.store.device)
+        one = Tokens(ids, torch.ones_like(ids))
+        try:
+            lost = self.network.capture(one, unknown, note)
+        except Exception as error:
+            call(self.network.model, one)  # what fails plainly too is not replay's to answer for
+            said = str(error).strip().splitlines()[:1] or [type(error).__name__]
+            raise Unkept(f"the network does not take a plain cache of keys and values ({said[0]})") from error
+        if lost:
             raise Unkept("not every layer keeps keys and values" if "keys" in min(lost) else f"no {min(lost)} was made")
 
     # --- parts: texts that lack the same groups ---
@@ -175,12 +183,13 @@ class Filler:
     def _adopt_part(self, group: Group, part: Part, texts: Tensor, rows: Tensor) -> None:
         chunk = {item: part.tensors[item] for item in group.items}
         size = sum(x.numel() * x.element_size() for x in chunk.values())
-        if self.store.device.type != "cpu" and self.store.fits(size):
-            chunk = {item: x.to(self.store.device) for item, x in chunk.items()}
-            self.store.memory += size
-        else:
-            self.store.mapped += size
-        group.put(texts, (part.lo[rows], part.hi[rows]), chunk, part.offset[rows])
+        if not group.has(part):
+            if self.store.device.type != "cpu" and self.store.fits(size):
+                chunk = {item: x.to(self.store.device) for item, x in chunk.items()}
+                self.store.memory += size
+            else:
+                self.store.mapped += size
+        group.adopt(texts, rows, part, chunk)
 
     def _compute(self, wanted: Mapping[Group, Ranges], texts: list[int], write: bool, bar: Any) -> None:
         numbers, groups = torch.tensor(texts), list(wanted)

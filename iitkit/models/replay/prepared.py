@@ -18,7 +18,7 @@ from iitkit.interventions import Intervention
 from iitkit.models.editing import Visit, visiting
 from iitkit.models.location import Location
 from iitkit.models.replay.capturing import keys, values
-from iitkit.models.replay.filling import Request
+from iitkit.models.replay.filling import Request, Unkept
 from iitkit.models.replay.texts import Compact, compact
 from iitkit.models.runs import Selection, call, editing, head_at, select
 
@@ -58,6 +58,7 @@ class ReplayPrepared:
 
     def __init__(self, replay: Replay, batch: Batch, base: Compact, rows: Rows, features: list[Tensor]) -> None:
         self.replay, self.batch, self.base, self.rows, self.features = replay, batch, base, rows, features
+        self.store, self.generation = replay.store, replay.store.generation
         device = batch.base.ids.device
         shift = (base.starts + rows.before).to(device)
         self.selections = [
@@ -73,13 +74,21 @@ class ReplayPrepared:
         placed = list(zip(self.replay.locations, interventions or (), strict=False))
         if any(edit.needs_input and self.replay.skips(location) for location, edit in placed):
             return self.replay.plain.prepare(self.batch).logits(interventions, continuation, copies)
-        run = self._alone if continuation.shape[1] == 0 and copies == 1 else self._made(continuation, copies)
+        store = self.replay.store
+        if store is not self.store or store.generation != self.generation:  # its texts have other numbers now
+            return self.replay.prepare(self.batch).logits(interventions, continuation, copies)
+        try:
+            run = self._alone if continuation.shape[1] == 0 and copies == 1 else self._made(continuation, copies)
+        except Unkept as unkept:
+            self.replay.less(str(unkept))
+            return self.replay.plain.prepare(self.batch).logits(interventions, continuation, copies)
         visits: list[tuple[Location, Visit]] = []
         if interventions is not None:
             together = zip(self.replay.locations, interventions, self.selections, self.features, strict=True)
             for location, edit, chosen, given in together:
                 if copies > 1:
-                    chosen, given = chosen.repeated(copies), given.repeat_interleave(copies, 0)
+                    chosen, entries = chosen.repeated(copies)
+                    given = given[entries]
                 visits.append((location, editing(location, chosen, edit, given)))
         cache, replay = run.cache(), self.replay
         with (

@@ -148,6 +148,7 @@ class Replay:
         self.passes = _passes(stacks, self.first)
         self.stores, self.wanted = stores, mode
         self.sites = [reading(location) for location in self.locations]
+        self.longest = _steady(getattr(self.model, "config", None))
         self.network = Network(self.model, self.blocks, dict(zip(self.sites, self.locations, strict=True)))
         self._filler: Filler | None = None
         self._inherited, self._changes = False, 0
@@ -214,13 +215,15 @@ class Replay:
     def prepare(self, batch: Batch) -> Prepared:
         """Find (or compute and keep) what the batch needs; falls back to the plain run where replay does not hold."""
         self._follow()
+        if self.longest is not None and batch.base.ids.shape[1] > self.longest:
+            return self.plain.prepare(batch)  # its positions depend on how long the longest row is
         while self.mode is not None:
             try:
                 prepared = self._prepare(batch)
                 if self.checked or self._holds(batch, prepared):
                     return prepared
             except Unkept as unkept:
-                self._less(str(unkept))
+                self.less(str(unkept))
         return self.plain.prepare(batch)
 
     def fill(self, prompts: Iterable[tuple[Tokens, Tensor, Tensor]], progress: bool = False) -> None:
@@ -244,7 +247,7 @@ class Replay:
                     log.info("replay: %s", self.told())
                     return
                 except Unkept as unkept:
-                    self._less(str(unkept))
+                    self.less(str(unkept))
 
     def told(self) -> str:
         """Say in one line what is run and what is kept."""
@@ -342,7 +345,8 @@ class Replay:
             ("logits differ", torch.stack(found)[:, real], torch.stack([plain, swapped])[:, real]),
             *(("sources differ", *pair) for pair in zip(prepared.features, reference.features, strict=True)),
         ):
-            off = float((ours - theirs).abs().max() / theirs.abs().max()) if theirs.numel() else 0.0
+            same = torch.equal(ours, theirs)  # 0 is as far from 0
+            off = 0.0 if same else float((ours - theirs).abs().max() / theirs.abs().max())
             if not off <= tolerance:
                 self._differs(f"{what} from the plain run by {off:.1g} of the largest")
                 return False
@@ -360,9 +364,9 @@ class Replay:
             self.store.clear()
             log.warning("replay: %s: what was kept is made anew", reason)
         else:
-            self._less(reason)
+            self.less(reason)
 
-    def _less(self, reason: str) -> None:
+    def less(self, reason: str) -> None:
         """Keep less: only what the layers below compute, and where that does not hold either, nothing."""
         if self.mode == "tokens":
             self.mode, self.checked, self.trials = "layers", False, 0
@@ -370,6 +374,15 @@ class Replay:
         else:
             self.mode, self.reason = None, reason
             log.warning("replay is off: %s", reason)
+
+
+def _steady(config: Any) -> int | None:
+    """Return up to how many tokens the rotary embedding is the same for texts of all lengths; None for any number."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)]
+    if not any(kind in ("dynamic", "longrope") for kind in kinds):
+        return None
+    return int(getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings)
 
 
 def _size(count: int) -> str:

@@ -14,12 +14,12 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -61,12 +61,12 @@ class Shard:
     Args:
         prompts: the texts' digests.
         parts: groups of items.
-        path: its file, if it has one.
+        checksum: of its tensors, as its file says; None for one that has no file.
     """
 
     prompts: Sequence[bytes]
     parts: Sequence[Part]
-    path: Path | None = None
+    checksum: str | None = None
 
     @property
     def bytes(self) -> int:
@@ -95,17 +95,23 @@ class ShardFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Let one process at a time compute what is missing: the others then find it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
+        lock: BaseFileLock | None = None
         try:
-            lock.acquire(timeout=1)
-        except Timeout:
-            log.info("replay: waiting for another process that fills the same store")
-            lock.acquire()
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+            try:
+                lock.acquire(timeout=1)
+            except Timeout:
+                log.info("replay: waiting for another process that fills the same store")
+                lock.acquire()
+        except (OSError, NotImplementedError) as error:  # a folder that cannot be written, or a disk without locks
+            log.debug("%s: %s", self.path, error)
+            lock = None
         try:
             yield
         finally:
-            lock.release()
+            if lock is not None:
+                lock.release()
 
     # --- finding ---
 
@@ -147,7 +153,7 @@ class ShardFolder:
                     if len(lo) != len(prompts) or any(len(x) < int((hi - lo).sum()) for x in part.tensors.values()):
                         raise ValueError("texts and tensors do not fit")
                     parts.append(part)
-            return Shard(prompts, parts, file)
+            return Shard(prompts, parts, meta["crc32"])
         except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
             self._damaged(file, str(error))
             return None
@@ -155,25 +161,20 @@ class ShardFolder:
     def _sound(self, name: str) -> bool:
         """Compare a shard's checksum before its first use; delete and forget one that differs."""
         if name not in self._checked:
-            file = self.path / name
-            try:
-                with safe_open(file, framework="pt") as stored:
-                    expected = (stored.metadata() or {}).get("crc32")
-                good = expected == _checksum(_tensors(self._shards[name]))
-            except (SafetensorError, OSError) as error:
-                good = False
-                log.debug("%s: %s", file, error)
-            if not good:
+            file, shard = self.path / name, self._shards[name]
+            if shard.checksum != _checksum(_tensors(shard)):
                 del self._shards[name]
                 self._damaged(file, "its checksum differs")
                 return False
             self._checked.add(name)
-            os.utime(file)  # the longest unused go first
+            with suppress(OSError):
+                os.utime(file)  # the longest unused go first
         return True
 
     def _damaged(self, file: Path, why: str) -> None:
         log.warning("replay: %s is damaged (%s): it is made anew", file.name, why.splitlines()[0] if why else "?")
-        file.unlink(missing_ok=True)
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
         self._seen.discard(file.name)
 
     # --- writing ---
@@ -188,7 +189,9 @@ class ShardFolder:
         make_room(self.root, shard.bytes, keep=self.path)
         tensors = _tensors(shard)
         what = [sorted(part.tensors) for part in shard.parts]
-        name = hashlib.sha256(json.dumps(what).encode() + tensors["prompts"].numpy().tobytes()).hexdigest()[:24]
+        # the same texts, tokens and items have the same name: a file is only ever replaced by its like
+        named = [json.dumps(what).encode(), *(tensors[key].numpy().tobytes() for key in sorted(tensors) if _index(key))]
+        name = hashlib.sha256(b"".join(named)).hexdigest()[:24]
         meta = {"key": self._named, "parts": json.dumps(what), "crc32": _checksum(tensors)}
         scratch = self.path / f".{name}.{os.getpid()}.tmp"
         file = self.path / f"{name}.safetensors"
@@ -220,6 +223,10 @@ def _tensors(shard: Shard) -> dict[str, Tensor]:
         found |= {f"{i}/lo": part.lo.int(), f"{i}/hi": part.hi.int()}
         found |= {f"{i}/{item}": x.cpu().contiguous() for item, x in part.tensors.items()}
     return found
+
+
+def _index(key: str) -> bool:
+    return key == "prompts" or key.endswith(("/lo", "/hi"))
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

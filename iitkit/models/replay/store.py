@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iitkit.models.replay.shards import Shard, ShardFolder
+from iitkit.models.replay.shards import Part, Shard, ShardFolder
 from iitkit.models.replay.texts import Texts
 
 MEMORY_SHARE = 0.25
@@ -39,6 +39,7 @@ class Group:
         lo: the first token of the text that is kept, [texts].
         hi: one behind the last, [texts].
         mergeable: which chunks may be joined with others.
+        parts: parts of files that are chunks here, with their chunk's number.
     """
 
     items: tuple[str, ...]
@@ -48,6 +49,7 @@ class Group:
     lo: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     hi: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     mergeable: list[bool] = field(default_factory=list)
+    parts: list[tuple[Part, int]] = field(default_factory=list)
 
     def holds(self, texts: Tensor, wanted: Range) -> Tensor:
         """Return of which texts the wanted tokens are kept; where none are wanted, all are."""
@@ -64,6 +66,21 @@ class Group:
         self.offset[texts], self.lo[texts], self.hi[texts] = offset, *wanted
         while self._worth_joining():
             self._join()
+
+    def adopt(self, texts: Tensor, rows: Tensor, part: Part, chunk: dict[str, Tensor]) -> None:
+        """Note that rows of a file's part hold these texts; a part becomes one chunk, however often it is asked."""
+        known = next((number for other, number in self.parts if other is part), None)
+        if known is None:
+            self.put(texts, (part.lo[rows], part.hi[rows]), chunk, part.offset[rows])
+            self.parts.append((part, len(self.chunks) - 1))
+            return
+        self._grow(texts)
+        self.chunk[texts], self.offset[texts] = known, part.offset[rows]
+        self.lo[texts], self.hi[texts] = part.lo[rows], part.hi[rows]
+
+    def has(self, part: Part) -> bool:
+        """Return whether a file's part is a chunk here."""
+        return any(other is part for other, _ in self.parts)
 
     def _worth_joining(self) -> bool:
         """Return whether the last two chunks are small and alike in size: each is then copied a few times at most."""
@@ -139,6 +156,8 @@ class Store:
         self.device, self.folder, self.spill = device, folder, spill
         self._temporary: ShardFolder | None = None
         self.limit = MEMORY_SHARE * free_bytes(device) if limit is None else limit
+        self.generation = 0
+        """How often everything was forgotten."""
         self.texts = Texts()
         self.groups: list[Group] = []
         self.of_item: dict[str, Group] = {}
@@ -183,10 +202,9 @@ class Store:
     def allocate(self, items: Sequence[str], tokens: int, in_memory: bool) -> dict[str, Tensor]:
         """Return an empty chunk; one that is to become a file lies in the CPU's memory meanwhile."""
         device = self.device if in_memory else torch.device("cpu")
-        return {
-            item: torch.empty(max(tokens, 1), *self.shapes[item][0], dtype=self.shapes[item][1], device=device)
-            for item in items
-        }
+        # of texts without a token one is kept nevertheless, to be masked: never what memory happened to hold
+        make, count = (torch.empty, tokens) if tokens else (torch.zeros, 1)
+        return {item: make(count, *self.shapes[item][0], dtype=self.shapes[item][1], device=device) for item in items}
 
     def written(self, shard: Shard) -> Shard:
         """Write a shard to the folder, or to a temporary one where there is none; return it as memory-mapped.
@@ -206,6 +224,7 @@ class Store:
 
     def clear(self) -> None:
         """Forget everything, files included."""
+        self.generation += 1
         self.texts, self.groups, self.of_item, self.shapes = Texts(), [], {}, {}
         self.memory, self.mapped, self.computed, self.found = 0, 0, set(), set()
         for folder in (self.folder, self._temporary):

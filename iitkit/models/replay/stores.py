@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from iitkit.models.cache import cache_folder
 from iitkit.models.replay.shards import ShardFolder
@@ -50,10 +50,10 @@ class Stores:
     def __init__(self, model: nn.Module, keeping: Keeping) -> None:
         self._model, self.keeping = weakref.ref(model), keeping
         self._stores: dict[tuple[str, ...], Store] = {}
-        self._versions: tuple[int, ...] | None = None
-        self._sample: list[float] = []
+        self._seen: list[int] | None = None
+        self._contents: list[float] = []
         self.changes = 0
-        """How often the network's parameters were written to, as far as was seen."""
+        """How often the network was seen to be other than before: written to, hooked, moved, put in another mode."""
 
     @classmethod
     def of(cls, model: nn.Module, keeping: Keeping) -> Stores:
@@ -72,13 +72,13 @@ class Stores:
 
     def now(self) -> Store:
         """Return the store for the network's device and precision of now; a new one where its weights have changed."""
-        versions = _versions(self.model)
-        if versions != self._versions:
-            sample = _sample(self.model)
-            if self._versions is not None and sample != self._sample:
+        state = _state(self.model)
+        if state != self._seen:
+            contents = _contents(self.model)
+            if self._seen is not None and contents != self._contents:
                 # what is kept is of other weights, and so is the name under which files would be found
                 self._stores, self.keeping = {}, replace(self.keeping, base=None)
-            self._versions, self._sample = versions, sample
+            self._seen, self._contents = state, contents
             self.changes += 1
         key = self._key()
         named = tuple(key.values())
@@ -107,13 +107,26 @@ class Stores:
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[Keeping, Stores]] = weakref.WeakKeyDictionary()
 
 
-def _versions(model: nn.Module) -> tuple[int, ...]:
-    """Return what changes whenever parameters are written to in place, or are others."""
-    return tuple(id(p) if p.is_inference() else p._version ^ id(p) for p in model.parameters())
+def _state(model: nn.Module) -> list[int]:
+    """Return what changes when weights or buffers are written to in place or are others, with hooks and modes."""
+    tensors = (*model.parameters(), *model.buffers())
+    return [
+        *(t.data_ptr() if t.is_inference() else t._version ^ t.data_ptr() for t in tensors),
+        *(sum(m._forward_hooks) + sum(m._forward_pre_hooks) + m.training for m in model.modules()),
+    ]
 
 
 @torch.no_grad()
-def _sample(model: nn.Module) -> list[float]:
-    """Return sums of some of each parameter's entries: an optimizer's step changes them, a copy of itself does not."""
-    sums = [p.detach().flatten()[:: max(p.numel() // 1024, 1)].double().sum() for p in model.parameters()]
-    return torch.stack([x.cpu() for x in sums]).tolist()
+def _contents(model: nn.Module) -> list[float]:
+    """Return a sum of the bits of each parameter and buffer: an edit of any of them changes it, a copy does not."""
+    return [_bits(tensor.detach()) for tensor in (*model.parameters(), *model.buffers())]
+
+
+def _bits(tensor: Tensor) -> float:
+    kind = _BITS.get(tensor.element_size())
+    if kind is None or tensor.is_quantized or not tensor.numel():
+        return 0.0
+    return float(tensor.contiguous().flatten().view(kind).sum())
+
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
