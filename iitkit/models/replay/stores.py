@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,6 +50,7 @@ class Stores:
     def __init__(self, model: nn.Module, keeping: Keeping) -> None:
         self._model, self.keeping = weakref.ref(model), keeping
         self._stores: dict[tuple[str, ...], Store] = {}
+        self._modules: list[nn.Module] = []
         self._seen: list[int] | None = None
         self._contents: list[float] = []
         self.changes = 0
@@ -72,8 +73,10 @@ class Stores:
 
     def now(self) -> Store:
         """Return the store for the network's device and precision of now; a new one where its weights have changed."""
-        state = _state(self.model)
+        state = _state(self._modules)
         if state != self._seen:
+            self._modules = list(self.model.modules())
+            state = _state(self._modules)
             contents = _contents(self.model)
             if self._seen is not None and contents != self._contents:
                 # what is kept is of other weights, and so is the name under which files would be found
@@ -107,13 +110,23 @@ class Stores:
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[Keeping, Stores]] = weakref.WeakKeyDictionary()
 
 
-def _state(model: nn.Module) -> list[int]:
-    """Return what changes when weights or buffers are written to in place or are others, with hooks and modes."""
-    tensors = (*model.parameters(), *model.buffers())
-    return [
-        *(t.data_ptr() if t.is_inference() else t._version ^ t.data_ptr() for t in tensors),
-        *(sum(m._forward_hooks) + sum(m._forward_pre_hooks) + m.training for m in model.modules()),
-    ]
+def _state(modules: Sequence[nn.Module]) -> list[int]:
+    """Return what changes when weights or buffers are written to in place or are others, with hooks, modes and parts.
+
+    Called in every step: it goes over the modules' own dictionaries.
+    """
+    found = []
+    for module in modules:
+        said = sum(module._forward_hooks) + sum(module._forward_pre_hooks) + module.training
+        for part in module._modules.values():
+            said ^= id(part)
+        for held in (module._parameters, module._buffers):
+            for tensor in held.values():
+                if tensor is not None:
+                    said ^= tensor.data_ptr()
+                    said += 0 if tensor.is_inference() else tensor._version
+        found.append(said)
+    return found
 
 
 @torch.no_grad()
