@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +88,17 @@ def test_a_batch_that_was_prepared_before_the_store_was_emptied() -> None:
     replay.store.clear()
     replay.prepare(other)
     assert relative(prepared.logits([EDIT], none), plain.prepare(batch).logits([EDIT], none)) <= 1e-5
+
+
+def test_a_network_that_is_no_longer_wanted_goes_with_its_store() -> None:
+    model = fresh("llama")
+    texts, at = pool(6, seed=3)
+    replay, plain = runners(model, SITE)
+    check_equal(replay, plain, draw_batch(ROWS, texts, [[[p]] for p in at], "left"), [EDIT], 1e-5)
+    gone = weakref.ref(model), weakref.ref(replay.store)
+    del model, replay, plain
+    gc.collect()
+    assert [found() for found in gone] == [None, None]
 
 
 # --- joined positions, several tokens ---

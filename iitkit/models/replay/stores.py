@@ -50,7 +50,7 @@ class Stores:
     def __init__(self, model: nn.Module, keeping: Keeping) -> None:
         self._model, self.keeping = weakref.ref(model), keeping
         self._stores: dict[tuple[str, ...], Store] = {}
-        self._modules: list[nn.Module] = []
+        self._parts: list[nn.Module] = []
         self._seen: list[int] | None = None
         self._contents: list[float] = []
         self.changes = 0
@@ -73,10 +73,10 @@ class Stores:
 
     def now(self) -> Store:
         """Return the store for the network's device and precision of now; a new one where its weights have changed."""
-        state = _state(self._modules)
+        state = _state([self.model, *self._parts])
         if state != self._seen:
-            self._modules = list(self.model.modules())
-            state = _state(self._modules)
+            self._parts = list(self.model.modules())[1:]  # not the network itself: it must be free to go
+            state = _state([self.model, *self._parts])
             contents = _contents(self.model)
             if self._seen is not None and contents != self._contents:
                 # what is kept is of other weights, and so is the name under which files would be found
