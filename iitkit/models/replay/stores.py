@@ -139,7 +139,9 @@ def _bits(tensor: Tensor) -> float:
     kind = _BITS.get(tensor.element_size())
     if kind is None or tensor.is_quantized or not tensor.numel():
         return 0.0
-    return float(tensor.contiguous().flatten().view(kind).sum())
+    # in pieces: a sum of integers makes wider ones of all that it is given
+    pieces = torch.split(tensor.contiguous().flatten().view(kind), 2**22)
+    return float(torch.stack([piece.sum() for piece in pieces]).sum())
 
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
