@@ -23,7 +23,7 @@ from report import Report
 HERE = Path(__file__).resolve().parent
 
 LEFT_OUT = """
-The table of a run without options leaves out, to end within 40 minutes: rank 1, full rotation and boundless anywhere
+The table of a run without options leaves out, to end within about an hour: rank 1, full rotation and boundless anywhere
 but at the last token of GPT-2's layer 6 (full rotation also SmolLM2's layer 12) with 24 tokens; and of prompts of 96
 tokens all but GPT-2's layer 6 at the last and the middle token, SmolLM2's layer 12 at the last token and its layer 3
 at the first third. --all runs the whole product of
