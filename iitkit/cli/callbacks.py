@@ -17,7 +17,8 @@ import iitkit
 from iitkit.analysis.controls import random_subspaces
 from iitkit.analysis.table import format_table, with_intervals
 from iitkit.data import CounterfactualDataModule
-from iitkit.data.pool import Pairs, Pool
+from iitkit.data.pairs import Pairs
+from iitkit.data.pool import Pool
 from iitkit.data.report import data_report
 from iitkit.hub import save
 from iitkit.interventions import Intervention, Vanilla

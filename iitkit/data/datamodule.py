@@ -16,7 +16,8 @@ from iitkit.batch import Tokens
 from iitkit.causal import sample_inputs
 from iitkit.causal.sampling import take
 from iitkit.data.loader import Collator, Padding, PairLoader, TrainLoader
-from iitkit.data.pool import Design, Pairs, Pool, candidate_answers, make_pairs, make_pool, new_numbers
+from iitkit.data.pairs import Design, Pairs, candidate_answers, make_pairs
+from iitkit.data.pool import Pool, make_pool, new_numbers
 from iitkit.data.tokens import Answers
 from iitkit.errors import IITKitError
 from iitkit.positions import Position, check_spans

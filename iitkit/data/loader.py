@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from iitkit.batch import IGNORED, Batch, Tokens
-from iitkit.data.pool import Pairs, Pool
+from iitkit.data.pairs import Pairs
+from iitkit.data.pool import Pool
 from iitkit.data.tokens import Answers
 from iitkit.errors import IITKitError
 

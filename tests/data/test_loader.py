@@ -15,7 +15,8 @@ from torch import Tensor
 from iitkit.batch import IGNORED, Batch, Tokens
 from iitkit.causal import CausalModel, sample_inputs
 from iitkit.data.loader import Collator, Padding, PairLoader, TrainLoader, pad
-from iitkit.data.pool import Design, Pairs, Pool, make_pairs, make_pool
+from iitkit.data.pairs import Design, Pairs, make_pairs
+from iitkit.data.pool import Pool, make_pool
 from iitkit.data.tokens import Answers
 from iitkit.errors import IITKitError
 from iitkit.positions import Position

@@ -10,7 +10,8 @@ import pytest
 from tiny import tiny_tokenizer
 
 from iitkit.causal import CausalModel, sample_inputs
-from iitkit.data.pool import Design, Pairs, Pool, candidate_answers, make_pairs, make_pool
+from iitkit.data.pairs import Design, Pairs, candidate_answers, make_pairs
+from iitkit.data.pool import Pool, make_pool
 from iitkit.errors import IITKitError
 from iitkit.positions import Position
 from iitkit.tasks import IndirectObject
