@@ -10,7 +10,7 @@ THINGS = ["sun", "sea", "fire", "ice", "door", "wall"]
 
 def hypothesis(cold: object, warm: object, things: list[str] | None = None) -> CausalModel:
     """A causal model whose two answers are given."""
-    model = CausalModel(prompt="The {thing} is", output="answer")
+    model = CausalModel(prompt="The {kind} {thing} is", output="answer")
     model.variables(kind=["cold", "warm"], thing=things or THINGS)
 
     @model.mechanism

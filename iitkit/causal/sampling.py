@@ -1,78 +1,18 @@
-"""Sampling inputs and counterfactual pairs from a causal model, by explicit generators."""
+"""Sampling counterfactual pairs from a causal model, by explicit generators."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from iitkit.causal.inputs import ROUNDS, sample_inputs, take
 from iitkit.causal.model import CausalModel, Setting
 from iitkit.causal.plans import Plan, Together
 from iitkit.causal.variables import Codes
-from iitkit.errors import IITKitError, choices
+from iitkit.errors import IITKitError
 
-ROUNDS = 64
-"""How often sampling is tried: inputs are then called impossible, sources looked for one by one."""
-
-LEAST = 1000
-"""Inputs drawn in a round, at least: few prompts may be wanted of a model whose constraints few inputs satisfy."""
-
-
-def take(setting: Setting, rows: Codes) -> Setting:
-    """Return the given rows of a setting."""
-    return {name: codes[rows] for name, codes in setting.items()}
-
-
-def sample_inputs(
-    model: CausalModel,
-    n: int,
-    generator: np.random.Generator,
-    templates: Sequence[int] = (0,),
-    among: Mapping[str, Codes] | None = None,
-) -> tuple[Setting, Codes]:
-    """Draw up to ``n`` inputs whose prompts all differ.
-
-    Args:
-        model: the causal model.
-        n: how many; fewer are returned where there are no more different prompts.
-        generator: draws them.
-        templates: indices of the templates to use.
-        among: variable → the codes it may take; the whole domain unless said.
-
-    Returns:
-        Every variable's codes and the template of each input.
-
-    Raises:
-        IITKitError: constraints that no input satisfies.
-    """
-    model.compile()
-    size = max(n, LEAST)
-    parts: list[tuple[Setting, Codes]] = []
-    seen: set[tuple[int, ...]] = set()
-    for _ in range(ROUNDS):
-        inputs = {
-            name: generator.choice(among[name], size)
-            if among and name in among
-            else generator.integers(len(domain), size=size)
-            for name, domain in model.exogenous.items()
-        }
-        drawn = model.run({name: codes.astype(np.int64) for name, codes in inputs.items()})
-        used = np.asarray(templates, dtype=np.int64)[generator.integers(len(templates), size=size)]
-        keys = np.stack([*(drawn[slot] for slot in model.slots), used], 1)
-        fresh = []
-        for i in model.allowed(drawn).nonzero()[0].tolist():
-            key = tuple(keys[i].tolist())
-            if key not in seen and len(seen) < n:
-                seen.add(key)
-                fresh.append(i)
-        rows = np.asarray(fresh, dtype=np.int64)
-        parts.append((take(drawn, rows), used[rows]))
-        if len(seen) == n or (seen and not fresh):  # all asked for, or a whole round brought nothing new
-            break
-    if not seen:
-        raise IITKitError(f"no input satisfies the constraints {choices(model.constraints)}: loosen them")
-    setting = {name: np.concatenate([part[name] for part, _ in parts]) for name in parts[0][0]}
-    return setting, np.concatenate([used for _, used in parts])
+__all__ = ["draw_sources", "sample_inputs", "sample_sources", "take"]
 
 
 def sample_sources(

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import random
 import time
+import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,13 +84,14 @@ def as_function(naive: Naive, name: str) -> Callable[..., Hashable]:
 
 
 def build(naive: Naive, rng: random.Random) -> CausalModel:
-    model = CausalModel(prompt="{x0} {x1}", output=naive.output)
+    model = CausalModel(prompt=" ".join(f"{name}={{{name}}}" for name in naive.exogenous), output=naive.output)
     names = list(naive.parents)
     rng.shuffle(names)  # the order of declaration says nothing
     for name in names:
         model.mechanism(as_function(naive, name))
     model.variables(**naive.exogenous)
-    return model.compile()
+    with warnings.catch_warnings(action="ignore"):  # 1 and "1" read alike
+        return model.compile()
 
 
 def columns(rows: list[Inputs]) -> dict[str, list[Hashable]]:
@@ -184,8 +186,12 @@ def test_codes_and_values_mean_the_same() -> None:
 
 
 def test_true_is_not_one() -> None:
-    model = CausalModel(prompt="{flag}", output="answer")
+    model = CausalModel(prompt="{shown}", output="answer")
     model.variables(flag=[1, True, 1.0, "1"])
+
+    @model.mechanism
+    def shown(flag: object) -> str:
+        return repr(flag)
 
     @model.mechanism
     def answer(flag: object) -> str:

@@ -106,7 +106,7 @@ def test_impossible_constraint() -> None:
     def never(left: int) -> bool:
         return left < 0
 
-    with pytest.raises(IITKitError, match="no input satisfies the constraints never: loosen them"):
+    with pytest.raises(IITKitError, match="no input satisfies the constraint never: loosen it"):
         sample_inputs(model, 10, numbers())
 
 
