@@ -39,20 +39,22 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class Together:
-    """Some variables at once, each set to its value under a source of its own.
+    """Some variables at once, each set to its value under a source of its own, or all under one.
 
     Args:
         variables: names.
-        chosen: index of the variable that takes its value from source k, all different in a row, [n, K].
+        chosen: indices of a row's variables, all different, [n, V]; number k takes its value from source k.
+        one_source: whether all take theirs from source 0 instead.
     """
 
     variables: Sequence[str]
     chosen: Codes
+    one_source: bool = False
 
     @property
     def sources(self) -> int:
         """See :class:`Plan`."""
-        return int(self.chosen.shape[1])
+        return 1 if self.one_source else int(self.chosen.shape[1])
 
     def after(self, model: CausalModel, pool: Setting, bases: Codes, sources: Codes, rows: Codes) -> Setting:
         """See :class:`Plan`."""
@@ -62,13 +64,16 @@ class Together:
             these = (chosen == combination).all(1).nonzero()[0]
             inputs = {name: pool[name][bases[these]] for name in model.exogenous}
             names = [self.variables[v] for v in combination]
-            do = {name: pool[name][sources[these, k]] for k, name in enumerate(names)}
+            do = {name: pool[name][sources[these, 0 if self.one_source else k]] for k, name in enumerate(names)}
             for name, codes in model.run(inputs, do=do).items():
                 result[name][these] = codes
         return result
 
     def key(self, pool: Setting, row: int, k: int) -> Codes:
         """See :class:`Plan`."""
+        if self.one_source and self.chosen.shape[1] > 1:
+            columns = np.stack([pool[self.variables[v]] for v in self.chosen[row]], 1)
+            return np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1)
         return pool[self.variables[int(self.chosen[row, k])]]
 
     def named(self, row: int) -> str:

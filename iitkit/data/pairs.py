@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from iitkit.causal import CausalModel, Chain, Plan, Setting, Together, draw_sources
-from iitkit.causal.sampling import take
+from iitkit.causal.inputs import groups_of
+from iitkit.causal.sampling import Wishes, balanced_values, rivals_of, take
 from iitkit.causal.variables import Codes
-from iitkit.data.pool import Pool
 from iitkit.errors import IITKitError
 
 
@@ -23,7 +23,8 @@ class Pairs:
     Args:
         base: rows of the pool, [n].
         sources: rows of the pool, [n, K].
-        variables: index of the variable that takes its value from source k, [n, K]; of stages the first one's.
+        variables: indices of the variables that are intervened on, [n, V]: number k takes its value from source k (all
+            from source 0 where there is but one); of stages the first variable of each.
         flipped: whether that changes the label, [n].
         candidates: the answers that compete in each pair.
         label: index of the counterfactual label among them.
@@ -63,20 +64,46 @@ class Design:
     Args:
         variables: the variables to intervene on.
         flipped: share of pairs whose label the interchange changes; None leaves it to chance.
-        together: number of variables that a pair intervenes on, each with a source of its own, all choices equally
-            often.
+        together: number of variables that a pair intervenes on, all choices equally often.
+        one_source: whether these all take their values from one source instead of one each.
         stages: instead, the variables of each stage of source 0 → source 1 → … → base.
         isolate: whether each pair also names another variable, with the label under that one's interchange.
+        balance: ``output`` for bases whose answers are equally frequent, ``variable`` for sources whose values of the
+            variable are.
+        differ_in: exogenous variables: base and source differ in no others.
+        tell_apart: rivals whose label a pair's must differ from: variables, ``output`` (copy the source's output),
+            ``no_change``, or names in ``rivals``.
+        rivals: name → (another causal model of the same inputs, its variable).
     """
 
     variables: Sequence[str]
     flipped: float | None
     together: int = 1
+    one_source: bool = False
     stages: Sequence[Sequence[str]] = ()
     isolate: bool = False
+    balance: Sequence[str] = ()
+    differ_in: Sequence[str] = ()
+    tell_apart: Sequence[str] = ()
+    rivals: Mapping[str, tuple[CausalModel, str]] = field(default_factory=dict)
 
 
-def make_pairs(model: CausalModel, pool: Pool, design: Design, n: int, generator: np.random.Generator) -> Pairs:
+class Prompted(Protocol):
+    """What pairs are made of: a pool, as far as its causal model goes."""
+
+    @property
+    def setting(self) -> Setting:
+        """Every variable's codes, [N] each."""
+
+    @property
+    def templates(self) -> Codes:
+        """Template of each prompt, [N]."""
+
+    def __len__(self) -> int:
+        """N."""
+
+
+def make_pairs(model: CausalModel, pool: Prompted, design: Design, n: int, generator: np.random.Generator) -> Pairs:
     """Pair the prompts of a pool and label the pairs by the causal model.
 
     Args:
@@ -87,10 +114,9 @@ def make_pairs(model: CausalModel, pool: Pool, design: Design, n: int, generator
         generator: draws the pairs.
 
     Raises:
-        IITKitError: a share of flipped pairs that the pool cannot give.
+        IITKitError: pairs that the pool cannot give.
     """
-    laps = -(-n // len(pool))
-    base = np.concatenate([generator.permutation(len(pool)) for _ in range(laps)])[:n]
+    base = _bases(model, pool, design, n, generator)
     plan: Plan
     if design.stages:
         plan, groups = Chain(design.stages), np.zeros(n, dtype=np.int64)
@@ -100,15 +126,25 @@ def make_pairs(model: CausalModel, pool: Pool, design: Design, n: int, generator
         choice = np.asarray(list(combinations(range(len(design.variables)), design.together)), dtype=np.int64)
         groups = generator.permutation(np.arange(n) % len(choice))
         chosen = choice[groups]
-        plan = Together(design.variables, chosen)
+        plan = Together(design.variables, chosen, design.one_source)
     wanted = np.full(n, -1)
     if design.flipped is not None:
         for group in range(int(groups.max()) + 1):
             rows = (groups == group).nonzero()[0]
             wanted[rows] = generator.permutation(np.arange(len(rows)) < round(design.flipped * len(rows)))
-    sources, after = draw_sources(model, pool.setting, base, plan, wanted, generator)
-    labels = model.values(after, model.output)
-    before = model.values(take(pool.setting, base), model.output)
+    values = None
+    if "variable" in design.balance:
+        assert isinstance(plan, Together)
+        values = balanced_values(model, pool.setting, base, plan, wanted, generator)
+    wishes = Wishes(
+        wanted,
+        groups_of(model, pool.setting, pool.templates, design.differ_in) if design.differ_in else None,
+        values,
+        rivals_of(model, pool.setting, design.tell_apart, design.rivals),
+    )
+    sources, after = draw_sources(model, pool.setting, base, plan, wishes, generator)
+    labels = model.answers(after, model.output)
+    before = model.answers(take(pool.setting, base), model.output)
     candidates = candidate_answers(model, take(pool.setting, base), [before, labels])
     other, other_label = None, None
     if design.isolate:
@@ -116,21 +152,41 @@ def make_pairs(model: CausalModel, pool: Pool, design: Design, n: int, generator
         other = (chosen[:, 0] + 1 + generator.integers(v - 1, size=n)) % v
         apart = Together(design.variables, other[:, None])
         isolated = apart.after(model, pool.setting, base, sources[:, :1], np.arange(n))
-        other_label = [str(value) for value in model.values(isolated, model.output)]
+        other_label = model.answers(isolated, model.output)
     return Pairs(
         base,
         sources,
         chosen,
         after[model.output] != pool.setting[model.output][base],
         candidates,
-        [row.index(str(label)) for row, label in zip(candidates, labels, strict=True)],
-        [row.index(str(label)) for row, label in zip(candidates, before, strict=True)],
+        [row.index(label) for row, label in zip(candidates, labels, strict=True)],
+        [row.index(label) for row, label in zip(candidates, before, strict=True)],
         other,
         other_label,
     )
 
 
-def candidate_answers(model: CausalModel, setting: Setting, always: Sequence[Sequence[object]]) -> list[list[str]]:
+def _bases(model: CausalModel, pool: Prompted, design: Design, n: int, generator: np.random.Generator) -> Codes:
+    """Draw the bases: each prompt as often as any other, or each answer."""
+    if "output" not in design.balance:
+        return _laps(len(pool), n, generator)
+    answers = pool.setting[model.output]
+    kinds = np.unique(answers)
+    of_pair = generator.permutation(np.arange(n) % len(kinds))
+    base = np.zeros(n, dtype=np.int64)
+    for number, kind in enumerate(kinds.tolist()):
+        these = (of_pair == number).nonzero()[0]
+        rows = (answers == kind).nonzero()[0]
+        base[these] = rows[_laps(len(rows), len(these), generator)]
+    return base
+
+
+def _laps(size: int, n: int, generator: np.random.Generator) -> Codes:
+    """Return ``n`` numbers below ``size``, none again before all have been."""
+    return np.concatenate([generator.permutation(size) for _ in range(-(-n // size))] or [np.zeros(0, int)])[:n]
+
+
+def candidate_answers(model: CausalModel, setting: Setting, always: Sequence[Sequence[str]]) -> list[list[str]]:
     """Return each row's competing answers: the declared candidates in the base, or the output's whole domain.
 
     Args:
@@ -143,15 +199,20 @@ def candidate_answers(model: CausalModel, setting: Setting, always: Sequence[Seq
     """
     n = len(setting[model.output])
     if model.candidates:
-        columns = [model.values(setting, name) for name in model.candidates]
+        columns = [model.answers(setting, name) for name in model.candidates]
     else:
         if not model.domains[model.output].complete:
             raise IITKitError(
                 f"output {model.output!r} is computed from too many combinations to know all its values: name the "
                 "variables whose values compete, CausalModel(…, candidates=[…])"
             )
-        columns = [[value] * n for value in model.domains[model.output].values]
-    rows = [list(dict.fromkeys(str(column[i]) for column in (*columns, *always))) for i in range(n)]
+        every = [model.forms(value)[0] for value in model.domains[model.output].values]
+        # one list for all rows where the labels are among them, as they are: a pair has no candidates of its own
+        own = [[text for text in column if text not in set(every)] for column in always]
+        if not any(own) and len(every) > 1:
+            return [every] * n
+        columns = [[text] * n for text in every]
+    rows = [list(dict.fromkeys(column[i] for column in (*columns, *always))) for i in range(n)]
     if any(len(row) < 2 for row in rows):
         raise IITKitError(
             f"output {model.output!r} has one possible answer in some rows: a test needs at least two candidates"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from iitkit.causal import CausalModel, Chain, Together, draw_sources, sample_inputs
+from iitkit.causal.sampling import Wishes
 from iitkit.errors import IITKitError
 
 
@@ -41,7 +42,7 @@ def test_two_variables_each_from_its_own_source(share: float) -> None:
     variables = ["pair", "right", "left"]
     wanted = (np.arange(n) < share * n).astype(np.int64)
     plan = Together(variables, chosen)
-    sources, after = draw_sources(model, pool, bases, plan, wanted, np.random.default_rng(1))
+    sources, after = draw_sources(model, pool, bases, plan, Wishes(wanted), np.random.default_rng(1))
     assert sources.shape == (n, 2)
     labels = model.values(after, "answer")
     for i in range(n):
@@ -59,7 +60,7 @@ def test_a_chain_passes_on_what_the_run_before_was_set_to() -> None:
     bases = np.arange(n)
     plan = Chain([["left"], ["pair"]])  # source 0 → left of source 1 → pair of source 1 → base
     wanted = np.arange(n) % 2
-    sources, after = draw_sources(model, pool, bases, plan, wanted, np.random.default_rng(1))
+    sources, after = draw_sources(model, pool, bases, plan, Wishes(wanted), np.random.default_rng(1))
     labels = model.values(after, "answer")
     differ = 0
     for i in range(n):
@@ -76,6 +77,8 @@ def test_impossible_plans_name_the_variables() -> None:
     same = {name: codes[:1] for name, codes in pool.items()}  # one prompt: every source is the base
     zero, flip = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64)
     with pytest.raises(IITKitError, match="no source changes the label under an interchange of 'pair' and 'right'"):
-        draw_sources(model, same, zero, Together(["pair", "right"], np.array([[0, 1]])), flip, np.random.default_rng(0))
+        draw_sources(
+            model, same, zero, Together(["pair", "right"], np.array([[0, 1]])), Wishes(flip), np.random.default_rng(0)
+        )
     with pytest.raises(IITKitError, match="under an interchange of 'left' → 'pair'"):
-        draw_sources(model, same, zero, Chain([["left"], ["pair"]]), flip, np.random.default_rng(0))
+        draw_sources(model, same, zero, Chain([["left"], ["pair"]]), Wishes(flip), np.random.default_rng(0))
