@@ -82,6 +82,7 @@ def divide(
     Raises:
         IITKitError: too few words, combinations or templates for some split.
     """
+    model.compile()
     words = [item for item in by if isinstance(item, str) and not _is_template(model, item)]
     among = divide_words(model, words, generator, shares)
     tests: dict[str, list[Where]] = {split: [] for split in SPLITS}
@@ -95,7 +96,7 @@ def divide(
         of_split = {split: sorted(templates[i] for i in part) for split, part in zip(SPLITS, parts, strict=True)}
         if empty := [split for split in SPLITS if not of_split[split]]:
             raise IITKitError(
-                f"{len(templates)} templates are too few for split_by: [template]: none is left for {empty[0]}"
+                f"split_by: [template]: of {len(templates)} templates none is left for the {empty[0]} split"
             )
     return {split: Share(among[split], _all(tests[split]), of_split[split]) for split in SPLITS}
 

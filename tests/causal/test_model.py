@@ -55,12 +55,12 @@ class Naive:
         return [dict(zip(self.exogenous, row, strict=True)) for row in itertools.product(*self.exogenous.values())]
 
 
-def random_naive(rng: random.Random) -> Naive:
+def random_naive(rng: random.Random, most: int = 10) -> Naive:
     exogenous = {f"x{i}": rng.choice(SOME_VALUES) for i in range(rng.randint(2, 4))}
     domains: dict[str, list[Hashable]] = dict(exogenous)
     parents: dict[str, list[str]] = {}
     tables: dict[str, dict[tuple[tuple[type, Hashable], ...], Hashable]] = {}
-    n = rng.randint(3, 6)
+    n = rng.randint(3, min(6, most - len(exogenous)))
     for i in range(n):
         name = f"m{i}"
         parents[name] = rng.sample(list(domains), rng.randint(1, min(3, len(domains))))
@@ -129,6 +129,55 @@ def test_random_models_equal_a_naive_interpreter(seed: int, most: int, monkeypat
         for name in naive.names:
             expected = [naive.value(name, base, do) for base, do in zip(bases, held, strict=True)]
             assert typed(model.values(after, name)) == typed(expected), (name, chosen)
+
+
+@pytest.mark.parametrize("start", range(0, 200, 20))
+def test_every_subset_of_interventions(start: int) -> None:
+    """200 models of up to 8 variables: each set of variables at once, each from a source of its own."""
+    for seed in range(start, start + 20):
+        rng = random.Random(1000 + seed)
+        naive = random_naive(rng, most=8)
+        model = build(naive, rng)
+        assert len(naive.names) <= 8
+        everything = naive.inputs()
+        subsets = [
+            list(chosen) for k in range(len(naive.names) + 1) for chosen in itertools.combinations(naive.names, k)
+        ]
+        assert len(subsets) == 2 ** len(naive.names)
+        for chosen in subsets:
+            bases = rng.choices(everything, k=3)
+            sources = {name: rng.choices(everything, k=3) for name in chosen}
+            after = model.interchange(columns(bases), {name: columns(rows) for name, rows in sources.items()})
+            for i, base in enumerate(bases):
+                held = {name: naive.value(name, sources[name][i], {}) for name in chosen}
+                for name in naive.names:
+                    value = model.domains[name].values[int(after[name][i])]
+                    assert typed([value]) == typed([naive.value(name, base, held)]), (seed, name, chosen)
+
+
+def test_several_variables_from_one_source_and_across_variables() -> None:
+    """``A ← B of the source``, on random models: wherever every value of B is one of A's."""
+    crossed = 0
+    for seed in range(60):
+        rng = random.Random(5000 + seed)
+        naive = random_naive(rng)
+        model = build(naive, rng)
+        everything = naive.inputs()
+        reached = {name: set(typed([naive.value(name, row, {}) for row in everything])) for name in naive.names}
+        for a, b in itertools.permutations(naive.names, 2):
+            if not reached[b] <= set(typed(model.domains[a].values)):
+                continue
+            crossed += 1
+            bases, sources = rng.choices(everything, k=5), rng.choices(everything, k=5)
+            other = next(name for name in naive.names if name != a)
+            shared = columns(sources)
+            after = model.interchange(columns(bases), {a: (shared, b), other: shared})
+            for i, (base, source) in enumerate(zip(bases, sources, strict=True)):
+                held = {a: naive.value(b, source, {}), other: naive.value(other, source, {})}
+                for name in naive.names:
+                    value = model.domains[name].values[int(after[name][i])]
+                    assert typed([value]) == typed([naive.value(name, base, held)]), (seed, name, a, b)
+    assert crossed > 100
 
 
 # --- models worked by hand ---
@@ -469,3 +518,14 @@ def test_unknown_variable_in_an_interchange() -> None:
         model.interchange(base, {"totl": base})
     with pytest.raises(IITKitError, match="variable 'answr' is no variable"):
         model.values(model.run(base), "answr")
+    with pytest.raises(IITKitError, match=r"source's variable 'lfet' is no variable\. Did you mean 'left'\?"):
+        model.interchange(base, {"total": (base, "lfet")})
+
+
+def test_a_value_of_another_variable_that_does_not_fit() -> None:
+    model = sums()
+    base = {"left": [1], "middle": [2], "right": [3]}
+    assert model.values(model.interchange(base, {"left": (base, "total")}), "answer") == [" 8"]  # 3 + 2 + 3
+    high = {"left": [3], "middle": [3], "right": [1]}
+    with pytest.raises(IITKitError, match=r"'left' ← 'total' of the source: 6 is no value of 'left'\. Its"):
+        model.interchange(base, {"left": (high, "total")})

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iitkit.causal import CausalModel, sample_inputs, sample_sources
+from iitkit.causal import CausalModel, Together, draw_sources, sample_inputs, sample_sources
 from iitkit.causal import variables as variables_module
-from iitkit.causal.sampling import take
+from iitkit.causal.inputs import groups_of
+from iitkit.causal.sampling import Wishes, balanced_values, rivals_of, take
 from iitkit.causal.variables import Codes
 from iitkit.errors import IITKitError
 
@@ -234,3 +235,108 @@ def test_sampling_does_not_depend_on_tabulation(monkeypatch: pytest.MonkeyPatch)
         texts = [text.text for text in model.render(pool, used)]
         found.append((texts, sources.tolist(), model.values(after, "answer")))
     assert found[0] == found[1]
+
+
+# --- what pairs may be asked to be like ---
+
+
+def words() -> CausalModel:
+    """A class for each of 12 words, 9 of them in one class; and a flag that turns the answer."""
+    model = CausalModel(prompt="{word} {flag} {extra}", output="answer")
+    model.variables(word=list(range(12)), flag=[False, True], extra=list(range(6)))
+
+    @model.mechanism
+    def kind(word: int) -> str:
+        return "rare" if word >= 9 else "common"
+
+    @model.mechanism
+    def answer(kind: str, flag: bool) -> str:
+        return " up" if (kind == "rare") != flag else " down"
+
+    return model
+
+
+def counts(values: list[object]) -> dict[object, int]:
+    return {value: values.count(value) for value in dict.fromkeys(values)}
+
+
+@pytest.mark.parametrize("wanted", [-1, 0, 1])
+def test_values_of_the_variable_are_balanced(wanted: int) -> None:
+    model = words()
+    pool, _ = sample_inputs(model, 100, numbers())
+    bases = np.arange(200) % 100
+    plan = Together(["kind"], np.zeros((200, 1), dtype=np.int64))
+    flipped = np.full(200, wanted)
+    values = balanced_values(model, pool, bases, plan, flipped, numbers(1))
+    sources, after = draw_sources(model, pool, bases, plan, Wishes(flipped, values=values), numbers(2))
+    taken = [model.values(pool, "kind")[source] for source in sources[:, 0]]
+    own = [model.values(pool, "kind")[base] for base in bases]
+    if wanted == -1:  # 100 each, though 9 of 12 words are common
+        assert counts(taken) == {"rare": 100, "common": 100} or counts(taken) == {"common": 100, "rare": 100}
+    else:  # the only value that flips (or keeps) the answer is the other one (or its own)
+        assert [one != other for one, other in zip(taken, own, strict=True)] == [wanted == 1] * 200
+    changes = after["answer"] != pool["answer"][bases]
+    assert wanted == -1 or (changes == (wanted == 1)).all()
+
+
+def test_pairs_that_differ_in_only_some_variables() -> None:
+    model = words()
+    pool, templates = sample_inputs(model, 64, numbers(), varying=["flag", "extra"])
+    groups = groups_of(model, pool, templates, ["flag", "extra"])
+    assert len(set(groups.tolist())) == len(set(pool["word"].tolist()))
+    bases = np.arange(64)
+    plan = Together(["flag"], np.zeros((64, 1), dtype=np.int64))
+    sources, after = draw_sources(model, pool, bases, plan, Wishes(bases % 2, groups=groups), numbers(3))
+    assert (pool["word"][sources[:, 0]] == pool["word"]).all()
+    assert (sources[:, 0] != bases).all()
+    assert ((after["answer"] != pool["answer"]) == (bases % 2 == 1)).all()
+    with pytest.raises(IITKitError, match="differ_in: 'kind' is computed from word: name exogenous variables"):
+        sample_inputs(model, 64, numbers(), varying=["kind"])
+
+
+def test_pairs_that_tell_rivals_apart() -> None:
+    model = words()
+    pool, _ = sample_inputs(model, 100, numbers())
+    bases = np.arange(100)
+    plan = Together(["kind"], np.zeros((100, 1), dtype=np.int64))
+    any_ = np.full(100, -1)
+    rivals = rivals_of(model, pool, ["output", "flag"])
+    assert list(rivals) == ["copy the source's output", "flag"]
+    sources, after = draw_sources(model, pool, bases, plan, Wishes(any_, rivals=rivals), numbers(4))
+    source = {name: codes[sources[:, 0]] for name, codes in pool.items()}
+    assert (after["answer"] != source["answer"]).all()
+    turned = model.interchange({n: pool[n] for n in model.exogenous}, {"flag": {n: source[n] for n in model.exogenous}})
+    assert (after["answer"] != turned["answer"]).all()
+
+
+def test_rivals_that_no_pair_can_tell_apart() -> None:
+    model = words()
+    pool, _ = sample_inputs(model, 50, numbers())
+    plan = Together(["answer"], np.zeros((5, 1), dtype=np.int64))
+    wishes = Wishes(np.full(5, -1), rivals=rivals_of(model, pool, ["output"]))
+    message = "no source is as wished and tells 'answer' from copy the source's output under an interchange of 'answer'"
+    with pytest.raises(IITKitError, match=message):
+        draw_sources(model, pool, np.arange(5), plan, wishes, numbers())
+    with pytest.raises(IITKitError, match=r"tell_apart 'flg' is no variable\. Did you mean 'flag'\?"):
+        rivals_of(model, pool, ["flg"])
+
+
+def test_a_rival_model() -> None:
+    model, other = words(), words()
+    pool, _ = sample_inputs(model, 80, numbers())
+    bases = np.arange(80)
+    plan = Together(["kind"], np.zeros((80, 1), dtype=np.int64))
+    rivals = rivals_of(model, pool, ["theirs"], {"theirs": (other, "kind")})
+    with pytest.raises(IITKitError, match="tells 'kind' from theirs"):  # it is the same hypothesis
+        draw_sources(model, pool, bases, plan, Wishes(np.full(80, -1), rivals=rivals), numbers())
+
+
+def test_two_variables_from_one_source() -> None:
+    model = words()
+    pool, _ = sample_inputs(model, 60, numbers())
+    bases = np.arange(60)
+    plan = Together(["kind", "flag"], np.tile(np.array([[0, 1]]), (60, 1)), one_source=True)
+    sources, after = draw_sources(model, pool, bases, plan, Wishes(bases % 2), numbers(5))
+    assert sources.shape == (60, 1)
+    assert (after["answer"] == pool["answer"][sources[:, 0]]).all()  # both causes of the answer are the source's
+    assert ((after["answer"] != pool["answer"]) == (bases % 2 == 1)).all()
