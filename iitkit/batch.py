@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Generic, Self
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 IGNORED = -100
 """Marks the empty places of ragged token ids, as in ``torch.nn.functional.cross_entropy``."""
@@ -77,8 +78,36 @@ class Tokens(_Transferable):
 
 
 @dataclass(frozen=True)
-class Batch(_Transferable):
+class Values(_Transferable):
+    """Rows of inputs that are no tokens: vectors or images.
+
+    Args:
+        inputs: what the network takes, [B, …].
+        prompts: which row of the fixed pool each is, [B].
+    """
+
+    inputs: Tensor
+    prompts: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.inputs.shape[0]
+
+    def repeated(self, times: int) -> Values:
+        """Return every row ``times`` times, copies side by side."""
+        prompts = None if self.prompts is None else self.prompts.repeat_interleave(times, 0)
+        return Values(self.inputs.repeat_interleave(times, 0), prompts)
+
+
+Rows = TypeVar("Rows", Tokens, Values, default=Tokens)
+"""What a batch is made of: tokens, unless said."""
+
+
+@dataclass(frozen=True)
+class Batch(_Transferable, Generic[Rows]):
     """Counterfactual pairs, tokenised: B rows, K sources, P placements, n positions, C candidates, T label tokens.
+
+    Several candidates may be forms of one answer (``" Paris"`` and ``" paris"``): then ``answer_of`` says which, and
+    ``label`` and ``base_label`` number answers, not candidates.
 
     Args:
         base: the prompts that are run.
@@ -90,18 +119,20 @@ class Batch(_Transferable):
         position_mask: which of the n positions exist, [B, P, n].
         labels: counterfactual label tokens, [B, T], ``IGNORED`` behind the last.
         candidates: answers that compete, [B, C, T], ``IGNORED`` behind the last token, all ``IGNORED`` for none.
-        label: index of the counterfactual label among the candidates, [B].
-        base_label: index of the label without intervention among the candidates, [B].
+        label: index of the counterfactual label among the answers, [B].
+        base_label: index of the label without intervention among the answers, [B].
         flipped: whether the interchange changes the label, [B].
         variable: index of the variable that the row intervenes on, [B].
         rows: index of the pair in its split's epoch, [B].
         stage: of source 0 → source 1 → … → base, the stage of each placement, P numbers; empty for one stage.
         isolate_active: placements of another variable than the row's, to be isolated from it, [B, P], or None.
         isolate_labels: the label's tokens under that variable's interchange, [B, T], or None.
+        answer_of: which answer each candidate is a form of, [B, C], −1 for no candidate; None where each candidate is
+            an answer of its own.
     """
 
-    base: Tokens
-    sources: tuple[Tokens, ...]
+    base: Rows
+    sources: tuple[Rows, ...]
     active: Tensor
     source_of: Tensor
     base_positions: Tensor
@@ -117,6 +148,12 @@ class Batch(_Transferable):
     stage: tuple[int, ...] = ()
     isolate_active: Tensor | None = None
     isolate_labels: Tensor | None = None
+    answer_of: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.base)
+
+    def winners(self, scores: Tensor) -> Tensor:
+        """Return the answer whose best form scores best, [B], from the candidates' scores, [B, C]."""
+        best = scores.argmax(1)
+        return best if self.answer_of is None else self.answer_of.gather(1, best[:, None])[:, 0]

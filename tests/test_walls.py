@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "iitkit"
-LEAVES = {"errors", "batch", "positions"}
+LEAVES = {"errors", "batch", "positions", "folders"}
 ROOMS: dict[str, set[str]] = {
     "causal": set(),
     "tasks": {"causal"},

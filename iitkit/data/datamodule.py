@@ -1,98 +1,72 @@
-"""The DataModule: counterfactual pairs of a task, tokenised for a network and its alignment."""
+"""The DataModule: counterfactual pairs of a task or a dataset, tokenised for a network and its alignment."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
 
 import lightning.pytorch as pl
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from iitkit.batch import Tokens
-from iitkit.causal import sample_inputs
-from iitkit.causal.sampling import take
+from iitkit.causal import Symbols
+from iitkit.causal.variables import Codes
+from iitkit.data.answers import Labels
+from iitkit.data.cache import PromptCache
+from iitkit.data.drawn import Drawing, TaskPairs
+from iitkit.data.labelling import Asked, labels_for
 from iitkit.data.loader import Collator, Padding, PairLoader, TrainLoader
-from iitkit.data.pairs import Design, Pairs, candidate_answers, make_pairs
-from iitkit.data.pool import Pool, make_pool, new_numbers
-from iitkit.data.tokens import Answers
+from iitkit.data.options import Dataset, Sizes, check_options
+from iitkit.data.pairs import Design, Pairs
+from iitkit.data.placed import PlacementLike, Subject, placed
+from iitkit.data.pool import Pool, input_pool, new_numbers, text_pool
+from iitkit.data.prompts import Arrays, symbols
+from iitkit.data.recorded import Recorded
+from iitkit.data.source import generator
+from iitkit.data.wording import Wording
 from iitkit.errors import IITKitError
-from iitkit.positions import Position, check_spans
+from iitkit.positions import Position
 from iitkit.tasks import Task
 
-Split = Literal["train", "validation", "test", "test_templates"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test", "test_templates")
-
-
-class PlacementLike(Protocol):
-    """What the data must know of a placement."""
-
-    @property
-    def variable(self) -> str | None:
-        """The causal variable."""
-
-    @property
-    def position(self) -> Position:
-        """Where in the prompt."""
-
-
-class Subject(Protocol):
-    """What the data must know of the module that it is made for."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """A fast tokenizer."""
-
-    @property
-    def alignment(self) -> Mapping[str, PlacementLike]:
-        """Placement name → variable and position."""
-
-    @property
-    def stages(self) -> Sequence[Sequence[str]]:
-        """Placements of each stage of source 0 → source 1 → … → base; empty for one stage."""
-
-    @property
-    def isolates(self) -> bool:
-        """Whether pairs also need the label under another variable's interchange."""
-
-    def judge(self, tokens: Tokens, candidates: Tensor, label: Tensor) -> Tensor:
-        """Return on which rows the base model itself answers with the label, [B]."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Number of pairs in each split.
-
-    Args:
-        train: pairs of one epoch.
-        validation: pairs after each epoch; as many training pairs are tested in the end.
-        test: pairs of words that training never saw.
-        test_templates: pairs of such words in templates that training never saw.
-    """
-
-    train: int = 2000
-    validation: int = 500
-    test: int = 500
-    test_templates: int = 200
+__all__ = ["CounterfactualDataModule", "PlacementLike", "Subject"]
 
 
 class CounterfactualDataModule(pl.LightningDataModule):
-    """Pairs (base, source) of a task with counterfactual labels from its causal model.
+    """Pairs (base, source) with counterfactual labels, drawn from a task's causal model or read from a dataset.
 
-    Each split has words of its own and a fixed pool of prompts; every epoch of training pairs them anew from the seed.
+    Each split has inputs of its own and a fixed pool of prompts; every epoch of training pairs them anew from the seed
+    (a dataset's pairs are shuffled).
 
     Args:
         task: the causal model with its prompt.
+        dataset: instead, recorded pairs: a .jsonl, .parquet or .csv file, a folder of these or a Hub dataset.
         sizes: number of pairs in each split.
         batch_size: pairs in a training batch.
         eval_batch_size: pairs in a batch of validation, test and predict; 4 × batch_size unless said.
         flipped: share of pairs whose label the interchange changes; null leaves it to chance.
-        together: number of variables that a pair intervenes on at once, each with a source of its own.
+        together: number of variables that a pair intervenes on at once.
+        one_source: whether these all take their values from one source instead of one each.
+        balance: output, for bases whose answers are equally frequent; variable, for sources whose values of the
+            variable are; or both.
+        differ_in: exogenous variables: base and source of a pair differ in no others.
+        tell_apart: rivals whose prediction a pair's label must differ from: variables, output (the network copies the
+            source's output), no_change, or Task.variable of one of the rivals.
+        rivals: other hypotheses, tasks with the same inputs, for tell_apart and the data report.
         prompts: most prompts in each split's pool; as many as pairs unless said, and no more than there are.
+        split_by: what the splits are disjoint in: variables (their words), lists of variables (combinations of their
+            values), template; the task's own unless said.
         prefix: text before every prompt, e.g. <|endoftext|> for a model that needs an attention sink.
+        chat: whether a prompt is a user's turn of a chat, by the tokenizer's own template; answers then begin without
+            their space.
+        system: the chat's system turn.
+        shots: number of solved examples before every prompt, drawn from the training split.
+        special_tokens: whether the tokenizer adds its own (BOS); as it does by itself unless said, and not in a chat.
+        max_tokens: longer prompts lose tokens on the left, behind BOS and prefix; a span that would be cut is an error.
         only_correct: keep only prompts that the base model itself answers right.
         padding: side of the padding.
         shares: shares of the words that train, validation and test get.
@@ -101,43 +75,79 @@ class CounterfactualDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        task: Task,
-        sizes: Sizes = Sizes(),
+        task: Task | None = None,
+        dataset: Dataset | None = None,
+        sizes: Sizes = Sizes(),  # noqa: B008 - it cannot be changed
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         flipped: float | None = 0.5,
         together: int = 1,
+        one_source: bool = False,
+        balance: Sequence[Literal["output", "variable"]] = (),
+        differ_in: Sequence[str] = (),
+        tell_apart: Sequence[str] = (),
+        rivals: Sequence[Task] = (),
         prompts: int | None = None,
+        split_by: Sequence[str | list[str]] | None = None,
         prefix: str = "",
+        chat: bool = False,
+        system: str | None = None,
+        shots: int = 0,
+        special_tokens: bool | None = None,
+        max_tokens: int | None = None,
         only_correct: bool = False,
         padding: Padding = "right",
         shares: tuple[float, float, float] = (0.6, 0.2, 0.2),
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        for split in SPLITS:
-            if getattr(sizes, split) < (0 if split == "test_templates" else 1):
-                raise IITKitError(f"data.sizes.{split}: {getattr(sizes, split)} pairs: expected 1 or more")
-        for key, rows in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if rows is not None and rows < 1:
-                raise IITKitError(f"data.{key}: {rows}: expected 1 or more")
-        if flipped is not None and not 0 <= flipped <= 1:
-            raise IITKitError(f"data.flipped: {flipped}: expected a share from 0 to 1, or null")
-        if together < 1:
-            raise IITKitError(f"data.together: {together}: expected 1 or more variables")
-        if prompts is not None and prompts < 2:
-            raise IITKitError(f"data.prompts: {prompts}: expected 2 or more")
-        if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-            raise IITKitError(f"data.shares: {shares}: expected three positive shares whose sum is 1")
-        self.task, self.sizes, self.flipped, self.prompts, self.together = task, sizes, flipped, prompts, together
+        check_options(task, dataset, sizes, batch_size, eval_batch_size, flipped, together, prompts, shares, shots)
+        self.task, self.together = task, together
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or 4 * batch_size
-        self.prefix, self.only_correct, self.padding, self.shares = prefix, only_correct, padding, shares
+        self.only_correct, self.padding, self.shots, self.prefix = only_correct, padding, shots, prefix
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+        self.wording = _wording(prefix, chat, system, special_tokens, max_tokens)
+        design = Design(
+            [],
+            flipped,
+            together,
+            one_source,
+            balance=tuple(balance),
+            differ_in=tuple(differ_in),
+            tell_apart=tuple(tell_apart),
+        )
+        self.design = design
+        self.source: TaskPairs | Recorded
+        if task is not None:
+            self.sizes = sizes.of_task()
+            most = {split: min(prompts or n, n) for split, n in self.sizes.items()}
+            self.source = TaskPairs(
+                task, Drawing(most, (shares[0], shares[1], shares[2]), split_by, self.seed), design, rivals
+            )
+        else:
+            assert dataset is not None
+            unread = {
+                "one_source": one_source,
+                "balance": balance,
+                "differ_in": differ_in,
+                "tell_apart": tell_apart,
+                "rivals": rivals,
+                "prompts": prompts,
+                "split_by": split_by,
+            }
+            if given := [name for name, value in unread.items() if value]:
+                raise IITKitError(
+                    f"data.{given[0]} is of a task's pairs; those of a dataset are as they are: leave it out"
+                )
+            self.source = Recorded(dataset.path, dataset.revision, dataset.config, dataset.columns, self.seed)
+            self.sizes = {split: n for split in self.source.splits() if (n := sizes.of_dataset(split)) is not None}
         self.pools: dict[str, Pool] = {}
         self._subject: object = None
         self.variables: list[str] = []
         self.judged: dict[str, float] = {}
         """The base model's accuracy on each split's prompts, where the data were filtered by it."""
+        self._kept: dict[str, Codes] = {}
+        self._asked: Asked | None = None
 
     # --- making the pools ---
 
@@ -149,107 +159,133 @@ class CounterfactualDataModule(pl.LightningDataModule):
         elif self.trainer.lightning_module is not self._subject:  # another module may look elsewhere
             self.bind(self.trainer.lightning_module)  # type: ignore[arg-type]
 
-    def bind(self, subject: Subject) -> None:
+    def bind(self, subject: Subject, model: bool = True) -> None:
         """Make the pools for a module: its tokenizer and its alignment's variables and positions.
+
+        Args:
+            subject: the module.
+            model: whether its base model may be run; without, a dataset's missing base labels stay unknown.
 
         Raises:
             IITKitError: a variable that the causal model does not have, a span that the prompt does not have, a split
                 that is empty, candidates that no token tells apart.
         """
-        model = self.task.model
-        positions: dict[str, Position] = {}
-        placed: list[str] = []
-        for name, placement in subject.alignment.items():
-            variable = placement.variable or name
-            model.check_variable(variable, f"alignment.{name}: variable")
-            check_spans(placement.position, model.slots, f"alignment.{name}")
-            positions[name] = placement.position
-            placed.append(variable)
-        self.variables = list(dict.fromkeys(placed))
-        self.placements = [self.variables.index(variable) for variable in placed]
-        self.names = list(positions)
-        stage_of = {name: k for k, stage in enumerate(subject.stages) for name in stage}
-        self.stage = [stage_of[name] for name in self.names] if stage_of else []
-        if self.together > len(self.variables) or (self.together > 1 and (stage_of or subject.isolates)):
-            raise IITKitError(
-                f"data.together: {self.together} variables at once: the alignment places {len(self.variables)}"
-                + (", and model.stages or mdas take one" if stage_of or subject.isolates else "")
-            )
-        stages = [list(dict.fromkeys(subject.alignment[name].variable or name for name in s)) for s in subject.stages]
-        self.design = Design(self.variables, self.flipped, self.together, stages, subject.isolates)
-        self._subject, self.judged = subject, {}
-        tokenizer = subject.tokenizer
-        self.tokenizer, self.answers = tokenizer, Answers(tokenizer)
-        self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
-        words = self.task.split(self._generator("words"), self.shares)
+        found = placed(subject, self.source.spans, self.design, self.task)
+        self.names, self.variables, self.placements = found.names, found.variables, found.placements
+        self.stage = found.stage
+        self.design = replace(self.design, variables=self.variables, stages=found.stages, isolate=subject.isolates)
+        if isinstance(self.source, TaskPairs):
+            self.source.design = replace(self.source.design, stages=found.stages, isolate=subject.isolates)
+        self._subject, self.judged, self._kept = subject, {}, {}
+        text = self.source.inputs("train") is None
+        self.tokenizer = subject.tokenizer if text else None
+        wording = self.wording
+        if text and self.shots:
+            wording = replace(wording, shots=self._examples())
+        self.answers: Labels = labels_for(self.source, self.tokenizer, wording)
+        self.pad_id = int(getattr(self.tokenizer, "pad_token_id", None) or 0)
+        self._asked = Asked(subject.answer) if model and not getattr(self.source, "base_labels_known", True) else None
         self.pools = {}
         for split in self.splits:
-            templates = self.task.templates(held_out=split == "test_templates")
-            among = words["test" if split == "test_templates" else split]
-            n = max(2, min(self.prompts or getattr(self.sizes, split), getattr(self.sizes, split)))
-            drawn, used = sample_inputs(model, n, self._generator("prompts", split), templates, among)
-            pool = make_pool(model, drawn, used, tokenizer, positions, self.prefix)
+            pool = self._pool(split, found.positions, wording)
             if self.only_correct:
-                pool = self._filtered(pool, split, subject.judge)
-            pool = replace(pool, first=new_numbers(len(pool)))
-            self.pools[split] = pool
+                pool = self._filtered(pool, split, subject)
+            self.pools[split] = replace(pool, first=new_numbers(len(pool)))
             pairs = self.pairs(split, 0)
-            for base, candidates in zip(pairs.base.tolist(), pairs.candidates, strict=True):
-                self.answers.candidates(pool.prompts[base], candidates)
+            self.answers.choices(pool.prompts, pairs.base.tolist(), pairs.candidates)
 
-    def _filtered(self, pool: Pool, split: str, judge: Callable[[Tokens, Tensor, Tensor], Tensor]) -> Pool:
-        right = self.judgements(pool, judge)
+    def _pool(self, split: str, positions: Mapping[str, Position], wording: Wording) -> Pool:
+        texts, templates, setting = self.source.prompts(split)
+        inputs = self.source.inputs(split)
+        if inputs is None:
+            cache = PromptCache()
+            return text_pool(texts, self.tokenizer, positions, wording, setting, templates, cache=cache)
+        if inputs.ndim == 2 and inputs.dtype.kind == "i":
+            model = self.task.model if self.task is not None else None
+            names = model.encoding.vocabulary if model is not None and isinstance(model.encoding, Symbols) else None
+            return input_pool(symbols(inputs, self.source.places(split), names), positions, setting, templates)
+        return input_pool(Arrays(inputs), positions, setting, templates)
+
+    def _examples(self) -> list[tuple[str, str]]:
+        """Solved training examples, the same before every prompt."""
+        texts, _, _ = self.source.prompts("train")
+        truths = self.source.truths("train")
+        rows = [i for i, truth in enumerate(truths) if truth]
+        if len(rows) < self.shots:
+            raise IITKitError(
+                f"data.shots: {self.shots} examples: only {len(rows)} training prompts have a known answer"
+            )
+        order = self._generator("shots").permutation(len(rows))[: self.shots].tolist()
+        return [(texts[rows[i]].text, truths[rows[i]]) for i in order]
+
+    def _filtered(self, pool: Pool, split: str, subject: Subject) -> Pool:
+        right = self.judgements(pool, split, subject)
         self.judged[split] = float(right.mean())
         if right.sum() < 2:
             raise IITKitError(
                 f"data.only_correct: the base model answers {right.sum()} of {len(pool)} {split} prompts right, so the "
                 "split is empty: check prefix and task, or set only_correct to false"
             )
-        return pool.taken(right.nonzero()[0].astype(np.int64))
+        rows = right.nonzero()[0].astype(np.int64)
+        self._kept[split] = rows
+        return pool.taken(rows)
 
-    def judgements(
-        self, pool: Pool, judge: Callable[[Tokens, Tensor, Tensor], Tensor], most: int | None = None
-    ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Return on which prompts of a pool (the first ``most``) the base model answers right."""
+    def judgements(self, pool: Pool, split: str, subject: Subject, most: int | None = None) -> npt.NDArray[np.bool_]:
+        """Return on which prompts of a split's pool (the first ``most``) the base model answers right.
+
+        Raises:
+            IITKitError: a dataset that does not say what is right.
+        """
         rows = np.arange(len(pool) if most is None else min(most, len(pool)))
-        model = self.task.model
-        chosen = take(pool.setting, rows)
-        truth = [str(value) for value in model.values(chosen, model.output)]
-        answers = candidate_answers(model, chosen, [truth])
+        own = self._kept[split][rows] if split in self._kept and self.pools.get(split) is pool else rows
+        every = self.source.truths(split)
+        truths = [every[i] for i in own.tolist()]
+        if not all(truths):
+            raise IITKitError("the dataset has no base_label for some prompts, so nothing says what is right: add it")
+        answers = self.source.competing(split, own)
         collate = Collator(pool, self.answers, self.placements, self.pad_id, self.padding)
         right = []
         for start in range(0, len(rows), self.eval_batch_size):
             part = list(range(start, min(start + self.eval_batch_size, len(rows))))
-            label = torch.tensor([answers[i].index(truth[i]) for i in part])
-            right.append(judge(collate.tokens(part), collate.candidates(part, [answers[i] for i in part]), label).cpu())
+            candidates, winners = collate.competing(part, [answers[i] for i in part])
+            said = winners(subject.answer(collate.tokens(part), candidates).cpu())
+            right.append(said == torch.tensor([answers[i].index(truths[i]) for i in part]))
         return torch.cat(right).numpy().astype(bool)
 
     @property
-    def splits(self) -> list[Split]:
+    def splits(self) -> list[str]:
         """The splits there are: ``test_templates`` only where the task holds templates out."""
-        held_out = bool(self.task.held_out_templates) and self.sizes.test_templates > 0
-        return [split for split in SPLITS if split != "test_templates" or held_out]
+        return self.source.splits()
 
     def _generator(self, *key: str | int) -> np.random.Generator:
-        """A generator of its own for each purpose, the same in every process."""
-        numbers = [part if isinstance(part, int) else int.from_bytes(part.encode(), "big") for part in key]
-        return np.random.default_rng([self.seed, *numbers])
+        return generator(self.seed, *key)
 
     # --- pairs and loaders ---
 
     def pairs(self, split: str, epoch: int = 0) -> Pairs:
         """Return a split's pairs; other ones each epoch, the same in every process."""
-        generator = self._generator("pairs", split, epoch)
-        return make_pairs(self.task.model, self.pools[split], self.design, getattr(self.sizes, split), generator)
+        n = self.sizes.get(split)
+        if isinstance(self.source, TaskPairs):
+            return self.source.pairs(split, epoch, self.variables, n, self._kept.get(split))
+        pairs = self.source.pairs(split, epoch, self.variables, None if split in self._kept else n)
+        if self._asked is not None:
+            pairs = self._asked.filled(pairs, split, self._collator(split))
+        return pairs if split not in self._kept else kept_pairs(pairs, self._kept[split], n, split)
+
+    def _collator(self, split: str) -> Collator:
+        return Collator(self.pools[split], self.answers, self.placements, self.pad_id, self.padding, self.stage)
+
+    def size(self, split: str) -> int:
+        """Return the number of a split's pairs."""
+        return self.sizes[split] if split in self.sizes else len(self.pairs(split))
 
     def _loader(self, split: str, kind: type[PairLoader] = PairLoader, most: int | None = None) -> PairLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        length = getattr(self.sizes, split) if most is None else min(most, getattr(self.sizes, split))
+        length = self.size(split) if most is None else min(most, self.size(split))
         if kind is TrainLoader:
             length -= length % world  # every process must take as many steps
-        collate = Collator(self.pools[split], self.answers, self.placements, self.pad_id, self.padding, self.stage)
         batch_size = self.batch_size if kind is TrainLoader else self.eval_batch_size
-        return kind(lambda epoch: self.pairs(split, epoch), collate, batch_size, length, rank, world)
+        return kind(lambda epoch: self.pairs(split, epoch), self._collator(split), batch_size, length, rank, world)
 
     def train_dataloader(self) -> PairLoader:
         """Training pairs, other ones each epoch; stateful."""
@@ -266,15 +302,14 @@ class CounterfactualDataModule(pl.LightningDataModule):
     def every_pair(self, split: str) -> PairLoader:
         """A split's first pairs, all of them in every process: what is fitted to them is the same in each."""
         loader = self._loader(split)
-        loader.rows = list(range(getattr(self.sizes, split)))
+        loader.rows = list(range(self.size(split)))
         return loader
 
     def every_prompt(self, splits: Sequence[str]) -> Iterator[tuple[Tokens, Tensor, Tensor]]:
         """Yield each split's prompts, the columns of every placement's site [N, P, n], and which of them exist."""
         for split in splits:
-            pool = self.pools[split]
-            collate = Collator(pool, self.answers, self.placements, self.pad_id, self.padding)
-            rows = range(len(pool))
+            collate = self._collator(split)
+            rows = range(len(self.pools[split]))
             tokens = collate.tokens(rows)
             yield (tokens, *collate.positions(rows, tokens))
 
@@ -285,8 +320,32 @@ class CounterfactualDataModule(pl.LightningDataModule):
 
     def test_dataloader(self) -> list[PairLoader]:
         """Loaders of the splits of :attr:`tested`; of the training pairs no more than of validation pairs."""
-        return [self._loader(split, most=self.sizes.validation if split == "train" else None) for split in self.tested]
+        return [
+            self._loader(split, most=self.size("validation") if split == "train" else None) for split in self.tested
+        ]
 
     def predict_dataloader(self) -> PairLoader:
         """Test pairs."""
         return self._loader("test")
+
+
+def kept_pairs(pairs: Pairs, kept: Codes, n: int | None, split: str) -> Pairs:
+    """Return the pairs all of whose prompts are kept, as rows of what is kept."""
+    number = np.full(int(max(pairs.base.max(), pairs.sources.max(), kept.max())) + 1, -1, dtype=np.int64)
+    number[kept] = np.arange(len(kept))
+    rows = ((number[pairs.base] >= 0) & (number[pairs.sources] >= 0).all(1)).nonzero()[0]
+    if len(rows) < (n or 1):
+        raise IITKitError(
+            f"data.only_correct leaves {len(rows)} {split} pairs, {n or 1} are asked for: lower data.sizes"
+        )
+    chosen = pairs.taken(rows[:n])
+    return replace(chosen, base=number[chosen.base], sources=number[chosen.sources])
+
+
+def _wording(
+    prefix: str, chat: bool, system: str | None, special_tokens: bool | None, max_tokens: int | None
+) -> Wording:
+    try:
+        return Wording(prefix, chat, system, special_tokens=special_tokens, max_tokens=max_tokens)
+    except IITKitError as error:
+        raise IITKitError(str(error).replace("wording.", "data.")) from error

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from iitkit.batch import IGNORED, Batch, Tokens
+from iitkit.batch import IGNORED, Batch, Tokens, Values
+from iitkit.data.answers import Choice, Labels
 from iitkit.data.pairs import Pairs
 from iitkit.data.pool import Pool
-from iitkit.data.tokens import Answers
+from iitkit.data.ragged import Padding as Padding
+from iitkit.data.ragged import Ragged
 from iitkit.errors import IITKitError
 
-Padding = Literal["left", "right"]
-
-
-def pad(rows: Sequence[Sequence[int]], fill: int, side: Padding = "right") -> Tensor:
-    """Return ragged rows as one tensor, [len(rows), longest]."""
-    width = max((len(row) for row in rows), default=0)
-    gap = [[fill] * (width - len(row)) for row in rows]
-    full = [[*g, *row] if side == "left" else [*row, *g] for g, row in zip(gap, rows, strict=True)]
-    return torch.tensor(full, dtype=torch.long).reshape(len(rows), width)
+Rows = Sequence[int]
 
 
 class Collator:
@@ -30,7 +25,7 @@ class Collator:
 
     Args:
         pool: the prompts.
-        answers: tokenises the candidates.
+        answers: turns the candidates into tokens or classes.
         placements: for each placement the index of its variable.
         pad_id: token that fills the gaps.
         side: where the gaps are.
@@ -40,7 +35,7 @@ class Collator:
     def __init__(
         self,
         pool: Pool,
-        answers: Answers,
+        answers: Labels,
         placements: Sequence[int],
         pad_id: int,
         side: Padding,
@@ -49,44 +44,45 @@ class Collator:
         self.pool, self.answers, self.placements, self.pad_id, self.side = pool, answers, placements, pad_id, side
         self.stage = tuple(stage)
 
-    def tokens(self, rows: Sequence[int]) -> Tokens:
-        """Return prompts of the pool, padded."""
-        ids = [self.pool.prompts[i].ids for i in rows]
-        mask = pad([[1] * len(row) for row in ids], 0, self.side)
-        numbers = torch.tensor([self.pool.first + i for i in rows], dtype=torch.long)
-        return Tokens(pad(ids, self.pad_id, self.side), mask, numbers)
+    def tokens(self, rows: Rows) -> Any:
+        """Return prompts of the pool: padded :class:`Tokens`, or :class:`Values` where they are no tokens."""
+        return self.pool.prompts.batch(rows, self.pool.first, self.pad_id, self.side)
 
-    def candidates(self, rows: Sequence[int], answers: Sequence[Sequence[str]]) -> Tensor:
+    def candidates(self, rows: Rows, answers: Sequence[Sequence[Any]]) -> Tensor:
         """Return the competing answers of prompts of the pool, [B, C, T]."""
-        found = [self.answers.candidates(self.pool.prompts[i], row) for i, row in zip(rows, answers, strict=True)]
-        c = max(len(row) for row in found)
-        t = max(len(answer) for row in found for answer in row)
-        flat = [[*answer, *[IGNORED] * (t - len(answer))] for row in found for answer in [*row, *[()] * (c - len(row))]]
-        return torch.tensor(flat, dtype=torch.long).reshape(len(rows), c, t)
+        return _candidates(self.answers.choices(self.pool.prompts, rows, answers))[0]
 
-    def positions(self, rows: Sequence[int], tokens: Tokens) -> tuple[Tensor, Tensor]:
+    def competing(self, rows: Rows, answers: Sequence[Sequence[Any]]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return candidates as :meth:`candidates`, and what maps the best of them, [B], to the answer that it is."""
+        found, of = _candidates(self.answers.choices(self.pool.prompts, rows, answers))
+        return found, lambda best: best if of is None else of.gather(1, best[:, None])[:, 0]
+
+    def positions(self, rows: Rows, tokens: Tokens | Values) -> tuple[Tensor, Tensor]:
         """Return the columns of every placement's site, [B, P, n], and which exist."""
-        starts = (tokens.last + 1 - tokens.mask.sum(1)).tolist()  # columns of padding on the left
-        found = [
-            [start + column for column in positions[i]]
-            for i, start in zip(rows, starts, strict=True)
-            for positions in self.pool.positions
-        ]
-        shape = (len(rows), len(self.pool.positions), -1)
-        there = pad([[1] * len(columns) for columns in found], 0).bool()
-        return pad(found, 0).reshape(shape), there.reshape(shape)
+        padded = [positions.padded(rows, 0) for positions in self.pool.positions]
+        n = max((real.shape[1] for _, real in padded), default=0)
+        columns = np.zeros((len(rows), len(padded), n), dtype=np.int64)
+        there = np.zeros(columns.shape, dtype=bool)
+        for p, (found, real) in enumerate(padded):
+            columns[:, p, : real.shape[1]], there[:, p, : real.shape[1]] = found, real
+        found_at, real_at = torch.from_numpy(columns), torch.from_numpy(there)
+        if isinstance(tokens, Tokens):  # columns of padding on the left
+            found_at = (found_at + (tokens.last + 1 - tokens.mask.sum(1))[:, None, None]).where(real_at, 0)
+        return found_at, real_at
 
-    def _check_lengths(self, into: Sequence[Sequence[int]], from_: Sequence[Sequence[int]]) -> None:
+    def _check_lengths(self, into: Tensor, from_: Tensor) -> None:
+        """Compare how many tokens each placement has in the runs that it edits and reads, [B, P] each."""
         for p, positions in enumerate(self.pool.positions):
-            for base, source in zip(into[p], from_[p], strict=True):
-                if len(positions[base]) != len(positions[source]):
-                    raise IITKitError(
-                        f"a site has {len(positions[base])} tokens in {self.pool.prompts[base].text!r} and "
-                        f"{len(positions[source])} in {self.pool.prompts[source].text!r}: a swap needs as many in "
-                        "both; name one token (a span's last is its plain name, its first is name.first)"
-                    )
+            bases, sources = into[:, p].numpy(), from_[:, p].numpy()
+            there, here = positions.lengths[bases], positions.lengths[sources]
+            for i in (there != here).nonzero()[0].tolist():
+                raise IITKitError(
+                    f"a site has {there[i]} tokens in {self.pool.prompts[int(bases[i])].text!r} and "
+                    f"{here[i]} in {self.pool.prompts[int(sources[i])].text!r}: a swap needs as many in "
+                    "both; name one token (a span's last is its plain name, its first is name.first)"
+                )
 
-    def __call__(self, pairs: Pairs, chosen: Sequence[int]) -> Batch:
+    def __call__(self, pairs: Pairs, chosen: Rows) -> Batch[Any]:
         """Return the batch of the given pairs."""
         bases, drawn = pairs.base[chosen].tolist(), pairs.sources[chosen].T.tolist()
         base, sources = self.tokens(bases), tuple(self.tokens(rows) for rows in drawn)
@@ -97,7 +93,8 @@ class Collator:
             active = torch.ones_like(source_of, dtype=torch.bool)
         else:
             taken = variables[:, None] == placed[None, :, None]  # [B, P, K]
-            active, source_of = taken.any(2), taken.long().argmax(2)
+            # of several variables from one source, all take their values from source 0
+            active, source_of = taken.any(2), taken.long().argmax(2).clamp(max=len(drawn) - 1)
         at = [self.positions(rows, tokens) for rows, tokens in zip([*drawn, bases], [*sources, base], strict=True)]
         n = max(columns.shape[2] for columns, _ in at)
         columns, there = (
@@ -108,18 +105,18 @@ class Collator:
         into = source_of + 1 if self.stage else torch.full_like(source_of, len(drawn))
         of_row, of_placement = torch.arange(len(bases))[:, None], torch.arange(len(self.placements))[None]
         runs = torch.tensor([*drawn, bases])  # [K + 1, B]
-        self._check_lengths(runs[into, of_row].T.tolist(), runs[source_of, of_row].T.tolist())
-        candidates = self.candidates(bases, [pairs.candidates[i] for i in chosen])
+        self._check_lengths(runs[into, of_row], runs[source_of, of_row])
+        found = self.answers.choices(self.pool.prompts, bases, [pairs.candidates[i] for i in chosen])
+        candidates, answer_of = _candidates(found)
         label = torch.tensor([pairs.label[i] for i in chosen])
-        labels = candidates[torch.arange(len(chosen)), label]
+        first = torch.tensor([int(choice.first[i]) for choice, i in zip(found, label.tolist(), strict=True)])
+        labels = candidates[torch.arange(len(chosen)), first]
         labels = labels[:, : int((labels != IGNORED).sum(1).max())]
         isolated: dict[str, Tensor] = {}
         if pairs.other is not None and pairs.other_label is not None:
-            answers = [
-                self.answers.tokens(self.pool.prompts[b], pairs.other_label[i])
-                for b, i in zip(bases, chosen, strict=True)
-            ]
-            isolated["isolate_labels"] = pad(answers, IGNORED)
+            apart = self.answers.choices(self.pool.prompts, bases, [[pairs.other_label[i]] for i in chosen])
+            rows, _ = Ragged.of([choice.tokens[0] for choice in apart]).padded(range(len(apart)), IGNORED)
+            isolated["isolate_labels"] = torch.from_numpy(rows)
             isolated["isolate_active"] = torch.from_numpy(pairs.other[chosen])[:, None] == placed[None]
         return Batch(
             base=base,
@@ -139,7 +136,24 @@ class Collator:
             stage=self.stage,
             isolate_active=isolated.get("isolate_active"),
             isolate_labels=isolated.get("isolate_labels"),
+            answer_of=answer_of,
         )
+
+
+def _candidates(choices: Sequence[Choice]) -> tuple[Tensor, Tensor | None]:
+    """Return the rows' candidates, [B, C, T], and which answer each is a form of; None where each is its own."""
+    distinct = {id(choice): choice for choice in choices}  # rows mostly share them
+    c = max(len(choice.tokens) for choice in distinct.values())
+    t = max(choice.width for choice in distinct.values())
+    number = {key: i for i, key in enumerate(distinct)}
+    of_row = np.asarray([number[id(choice)] for choice in choices])
+    candidates = np.stack([choice.padded(c, t) for choice in distinct.values()])[of_row]
+    if all(len(choice.first) == len(choice.tokens) for choice in distinct.values()):
+        return torch.from_numpy(candidates), None
+    of = np.full((len(distinct), c), -1, dtype=np.int64)
+    for row, choice in zip(of, distinct.values(), strict=True):
+        row[: len(choice.answer_of)] = choice.answer_of
+    return torch.from_numpy(candidates), torch.from_numpy(of[of_row])
 
 
 class PairLoader:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from iitkit.causal import CausalModel, Setting, Text
 from iitkit.causal.sampling import take
 from iitkit.causal.variables import Codes
-from iitkit.data.tokens import Prompt, find_positions, tokenise
+from iitkit.data.cache import PromptCache
+from iitkit.data.prompts import Inputs
+from iitkit.data.ragged import Ragged
+from iitkit.data.tokens import find_positions, tokenise
+from iitkit.data.wording import Wording
+from iitkit.errors import IITKitError
 from iitkit.positions import Position
 
 _numbered = 0
@@ -27,19 +34,19 @@ class Pool:
     """The prompts of a split; epochs only pair them anew.
 
     Args:
-        setting: every variable's codes, [N] each.
+        setting: every variable's codes, [N] each; empty where there is no causal model.
         templates: template of each prompt, [N].
-        texts: the rendered prompts.
-        prompts: the tokenised prompts.
+        texts: the rendered prompts; empty where the input is no text.
+        prompts: what they are to the network.
         positions: for each placement, each prompt's tokens at its site.
         first: number of the first prompt; replay keeps activations under these numbers, so no two pools share one.
     """
 
     setting: Setting
     templates: Codes
-    texts: list[Text]
-    prompts: list[Prompt]
-    positions: list[list[list[int]]]
+    texts: Sequence[Text]
+    prompts: Inputs
+    positions: list[Ragged]
     first: int = 0
 
     def __len__(self) -> int:
@@ -47,13 +54,12 @@ class Pool:
 
     def taken(self, rows: Codes) -> Pool:
         """Return the pool with only the given rows (numbered anew from ``first``)."""
-        kept = rows.tolist()
         return Pool(
             take(self.setting, rows),
             self.templates[rows],
-            [self.texts[i] for i in kept],
-            [self.prompts[i] for i in kept],
-            [[of_prompt[i] for i in kept] for of_prompt in self.positions],
+            [self.texts[i] for i in rows.tolist()] if self.texts else [],
+            self.prompts.taken(rows),
+            [of_prompt.taken(rows) for of_prompt in self.positions],
             self.first,
         )
 
@@ -64,14 +70,70 @@ def make_pool(
     templates: Codes,
     tokenizer: Any,
     positions: Mapping[str, Position],
-    prefix: str,
+    wording: Wording | str = "",
+    first: int = 0,
+    cache: PromptCache | None = None,
+) -> Pool:
+    """Render and tokenise a split's prompts and find every placement's tokens in each; see :func:`text_pool`."""
+    texts = model.render(setting, templates)
+    return text_pool(texts, tokenizer, positions, wording, setting, templates, first, cache)
+
+
+def text_pool(
+    texts: Sequence[Text],
+    tokenizer: Any,
+    positions: Mapping[str, Position],
+    wording: Wording | str = "",
+    setting: Setting | None = None,
+    templates: Codes | None = None,
+    first: int = 0,
+    cache: PromptCache | None = None,
+) -> Pool:
+    """Tokenise texts and find every placement's tokens in each.
+
+    Args:
+        texts: the prompts with their spans.
+        tokenizer: a fast tokenizer.
+        positions: placement → position.
+        wording: what stands around each prompt, or only a prefix.
+        setting: every variable's codes; none unless said.
+        templates: template of each; 0 unless said.
+        first: number of the first prompt.
+        cache: keeps the tokens for later runs; none unless said.
+
+    Raises:
+        IITKitError: see :func:`tokenise` and :func:`find_positions`.
+    """
+    worded = Wording(wording) if isinstance(wording, str) else wording
+    prompts = tokenise(tokenizer, texts, worded) if cache is None else cache.prompts(tokenizer, texts, worded)
+    found = find_positions(tokenizer, prompts, texts, positions)
+    return Pool(setting or {}, _templates(templates, len(prompts)), texts, prompts, found, first)
+
+
+def input_pool(
+    prompts: Inputs,
+    positions: Mapping[str, Position],
+    setting: Setting | None = None,
+    templates: Codes | None = None,
     first: int = 0,
 ) -> Pool:
-    """Render and tokenise a split's prompts and find every placement's tokens in each."""
-    texts = model.render(setting, templates)
-    prompts = tokenise(tokenizer, texts, prefix)
-    found = [
-        [find_positions(tokenizer, prompt, text, position, name) for prompt, text in zip(prompts, texts, strict=True)]
-        for name, position in positions.items()
-    ]
-    return Pool(setting, templates, texts, prompts, found, first)
+    """Make a pool of inputs that are no text: :func:`iitkit.data.prompts.symbols`, or :class:`Arrays`.
+
+    Args:
+        prompts: the inputs.
+        positions: placement → position: of symbols a slot's name, ``last``, …; of arrays their only place.
+        setting: every variable's codes; none unless said.
+        templates: template of each; 0 unless said.
+        first: number of the first input.
+
+    Raises:
+        IITKitError: a position that the inputs do not have, or no inputs.
+    """
+    if not len(prompts):
+        raise IITKitError("the pool is empty: there are no inputs")
+    found = [prompts.find(position, f"alignment.{name}") for name, position in positions.items()]
+    return Pool(setting or {}, _templates(templates, len(prompts)), [], prompts, found, first)
+
+
+def _templates(templates: Codes | None, n: int) -> Codes:
+    return np.zeros(n, dtype=np.int64) if templates is None else templates

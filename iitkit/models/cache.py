@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,17 +12,11 @@ from pathlib import Path
 from filelock import FileLock
 
 from iitkit.errors import IITKitError, choices
+from iitkit.folders import cache_folder as cache_folder
 from iitkit.models.load_errors import disk_full
 
 _WHOLE = 64 * 2**20  # files up to this many bytes are hashed whole
 _HEAD, _CHUNK, _CHUNKS = 2**20, 64 * 2**10, 64
-
-
-def cache_folder() -> Path:
-    """Return iitkit's cache: ``$IITKIT_CACHE``, else ``$XDG_CACHE_HOME/iitkit``, else ``~/.cache/iitkit``."""
-    if own := os.environ.get("IITKIT_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "iitkit"
 
 
 def cached_folder(name: str, base: str, make: Callable[[Path], Path]) -> Path:

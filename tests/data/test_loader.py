@@ -14,10 +14,10 @@ from torch import Tensor
 
 from iitkit.batch import IGNORED, Batch, Tokens
 from iitkit.causal import CausalModel, sample_inputs
-from iitkit.data.loader import Collator, Padding, PairLoader, TrainLoader, pad
+from iitkit.data.answers import Answers
+from iitkit.data.loader import Collator, Padding, PairLoader, TrainLoader
 from iitkit.data.pairs import Design, Pairs, make_pairs
 from iitkit.data.pool import Pool, make_pool
-from iitkit.data.tokens import Answers
 from iitkit.errors import IITKitError
 from iitkit.positions import Position
 
@@ -46,13 +46,6 @@ def made(positions: dict[str, Position], placements: list[int], side: Padding) -
 
 def row_tokens(tokens: Tokens, row: int) -> list[int]:
     return [t for t, real in zip(tokens.ids[row].tolist(), tokens.mask[row].tolist(), strict=True) if real]
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_pad(side: Padding) -> None:
-    expected = {"right": [[1, 2, 3], [4, 9, 9], [9, 9, 9]], "left": [[1, 2, 3], [9, 9, 4], [9, 9, 9]]}
-    assert pad([[1, 2, 3], [4], []], 9, side).tolist() == expected[side]
-    assert tuple(pad([], 0).shape) == (0, 0)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -10,8 +10,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from iitkit.causal import Template, Text
-from iitkit.data.tokens import Answers, Prompt, find_positions, tokenise
+from iitkit.data.answers import Answers
+from iitkit.data.prompts import Prompt
+from iitkit.data.tokens import find_positions, tokenise
+from iitkit.data.wording import Wording
 from iitkit.errors import IITKitError
+from iitkit.positions import Position
 
 PREFIXES = ["", "<|endoftext|>", "Well: "]
 
@@ -23,7 +27,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def one(tokenizer: Any, template: str, prefix: str = "", **values: str) -> tuple[Prompt, Text]:
     text = Template(template).render(values)
-    return tokenise(tokenizer, [text], prefix)[0], text
+    return tokenise(tokenizer, [text], Wording(prefix))[0], text
+
+
+def places(tokenizer: Any, text: Text, position: Position, placement: str = "x") -> list[int]:
+    return find_positions(tokenizer, tokenise(tokenizer, [text]), [text], {placement: position})[0][0]
 
 
 def words(*given: str) -> PreTrainedTokenizerFast:
@@ -64,7 +72,7 @@ def test_a_space_that_is_a_token_is_no_part_of_the_span(tokenizer: PreTrainedTok
     prompt, text = one(tokenizer, "the {word} and", word="Zy")
     start, stop = prompt.spans["word"]
     assert tokenizer.convert_ids_to_tokens(prompt.ids[start:stop]) == ["Z", "y"]
-    assert find_positions(tokenizer, prompt, text, "word.first", "x") == [start]
+    assert places(tokenizer, text, "word.first") == [start]
 
 
 def test_a_span_at_the_start_and_at_the_end(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -72,7 +80,7 @@ def test_a_span_at_the_start_and_at_the_end(tokenizer: PreTrainedTokenizerFast) 
     n = len(prompt.ids)
     assert prompt.spans["first_word"][0] == 0
     assert prompt.spans["last_word"] == (n - 1, n)
-    assert find_positions(tokenizer, prompt, text, "last_word", "x") == [n - 1]
+    assert places(tokenizer, text, "last_word") == [n - 1]
 
 
 def test_positions_of_a_long_span(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -81,7 +89,7 @@ def test_positions_of_a_long_span(tokenizer: PreTrainedTokenizerFast) -> None:
     assert tokenizer.decode(prompt.ids[start:stop]) == " big Zzyzx park"
     assert stop - start > 3
     found = {
-        p: find_positions(tokenizer, prompt, text, p, "x") for p in ("word", "word.first", "word.last", "word.all")
+        p: places(tokenizer, text, p) for p in ("word", "word.first", "word.last", "word.all")
     }
     assert found == {
         "word": [stop - 1],
@@ -89,7 +97,7 @@ def test_positions_of_a_long_span(tokenizer: PreTrainedTokenizerFast) -> None:
         "word.first": [start],
         "word.all": list(range(start, stop)),
     }
-    assert find_positions(tokenizer, prompt, text, [0, -1], "x") == [0, len(prompt.ids) - 1]
+    assert places(tokenizer, text, [0, -1]) == [0, len(prompt.ids) - 1]
 
 
 def test_an_empty_slot(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -103,9 +111,9 @@ def test_a_span_that_merges_with_its_neighbour(tokenizer: PreTrainedTokenizerFas
     prompt, text = one(tokenizer, "The {noun}s near", noun="dog")
     for position in ("noun", "noun.first", ["last", "noun.all"]):
         with pytest.raises(IITKitError) as caught:
-            find_positions(tokenizer, prompt, text, position, "number")
+            places(tokenizer, text, position, "number")
         assert "alignment.number: the tokens of span 'noun' decode to ' dogs', not to 'dog'" in str(caught.value)
-    assert find_positions(tokenizer, prompt, text, "last", "number") == [len(prompt.ids) - 1]  # elsewhere it is fine
+    assert places(tokenizer, text, "last", "number") == [len(prompt.ids) - 1]  # elsewhere it is fine
 
 
 def test_a_span_between_letters(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -113,10 +121,10 @@ def test_a_span_between_letters(tokenizer: PreTrainedTokenizerFast) -> None:
     start, stop = prompt.spans["noun"]
     said = tokenizer.decode(prompt.ids[start:stop])
     if said == "child":  # the pieces may happen to end with the span: then the position is right
-        assert find_positions(tokenizer, prompt, text, "noun", "x") == [stop - 1]
+        assert places(tokenizer, text, "noun") == [stop - 1]
     else:
         with pytest.raises(IITKitError, match="joins the span to its neighbours"):
-            find_positions(tokenizer, prompt, text, "noun", "x")
+            places(tokenizer, text, "noun")
 
 
 def test_an_index_outside_the_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -125,7 +133,7 @@ def test_an_index_outside_the_prompt(tokenizer: PreTrainedTokenizerFast) -> None
     with pytest.raises(
         IITKitError, match=f"alignment.x: position {n} is outside a prompt of {n} tokens, in 'the park'"
     ):
-        find_positions(tokenizer, prompt, text, n, "x")
+        places(tokenizer, text, n)
 
 
 def test_a_slow_tokenizer_is_refused() -> None:
