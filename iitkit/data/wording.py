@@ -8,7 +8,7 @@ from typing import Any
 
 from iitkit.errors import IITKitError
 
-_MARK = "iitkit·prompt"
+_MARK = "iitkitPROMPTiitkit"
 """Stands for the prompt while a chat template is looked at."""
 
 
@@ -31,7 +31,7 @@ class Worded:
 
 @dataclass(frozen=True)
 class Wording:
-    r"""What stands around a prompt.
+    """What stands around a prompt.
 
     Args:
         prefix: text before everything else, e.g. <|endoftext|> for a model that needs an attention sink.
@@ -85,8 +85,12 @@ class Wording:
             return self.prefix + "".join(prompt + answer + self.separator for prompt, answer in self.shots), ""
         before, *after = self._chats(tokenizer, [_MARK])[0].split(_MARK)
         if len(after) != 1:
-            raise IITKitError(f"wording.chat: the tokenizer's template writes the prompt {len(after)} times, not once")
+            raise IITKitError(f"wording.chat: the tokenizer's template writes the prompt as it is {len(after)} times, not once")
         return self.prefix + before, after[0]
+
+    def opens_answer(self, tokenizer: Any) -> bool:
+        """Return whether a chat's template writes the head of the answer's turn."""
+        return self._chats(tokenizer, [_MARK]) != self._chats(tokenizer, [_MARK], opened=False)
 
     def apply(self, tokenizer: Any, prompts: Sequence[str]) -> Worded:
         """Return prompts with what stands around them.
@@ -105,7 +109,7 @@ class Wording:
                     )
         return Worded(texts, before, after, len(before) if self.chat else len(self.prefix))
 
-    def _chats(self, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    def _chats(self, tokenizer: Any, prompts: Sequence[str], opened: bool = True) -> list[str]:
         if not getattr(tokenizer, "chat_template", None):
             raise IITKitError(
                 "wording.chat: the tokenizer has no chat template: use an instruction-tuned model, or set chat to false"
@@ -115,7 +119,7 @@ class Wording:
             turns += [{"role": "user", "content": prompt}, {"role": "assistant", "content": self.answer(answer)}]
         chats = [[*turns, {"role": "user", "content": prompt}] for prompt in prompts]
         try:
-            found: list[str] = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+            found: list[str] = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=opened)
         except Exception as error:  # a template is a program of its own
             raise IITKitError(f"wording.chat: the tokenizer's template refuses these turns: {error}") from error
         return found
