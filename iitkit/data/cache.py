@@ -129,7 +129,8 @@ class PromptCache:
                 file = self.folder / f"{key}-{checksum:08x}.arrow"
                 scratch.replace(file)
             finally:
-                scratch.unlink(missing_ok=True)
+                with suppress(OSError):
+                    scratch.unlink(missing_ok=True)
             return _read(file)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -169,7 +170,7 @@ def digest(tokenizer: Any, texts: Sequence[Text], wording: Wording) -> str:
     about = {
         "format": FORMAT,
         "libraries": [version(name) for name in ("tokenizers", "transformers")],
-        "class": type(tokenizer).__name__,
+        "class": tokenizer.__class__.__name__,
         "tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "split_special_tokens": bool(getattr(tokenizer, "split_special_tokens", False)),
         "wording": asdict(wording),
@@ -196,10 +197,10 @@ def _write(file: Path, prompts: Prompts) -> int:
     columns = {
         "text": pa.Array.from_buffers(pa.large_string(), n, [None, pa.py_buffer(texts.starts), flat]),
         "ids": pa.LargeListArray.from_arrays(prompts.ids.starts, pa.array(prompts.ids.flat, pa.int32())),
-        "spans": pa.FixedSizeListArray.from_arrays(
-            pa.array(np.ascontiguousarray(prompts.spans, dtype=np.int32).ravel(), pa.int32()), 2 * slots
-        ),
     }
+    if slots:
+        spans = pa.array(np.ascontiguousarray(prompts.spans, dtype=np.int32).ravel(), pa.int32())
+        columns["spans"] = pa.FixedSizeListArray.from_arrays(spans, 2 * slots)
     batch = pa.record_batch(list(columns.values()), names=list(columns))
     batch = batch.replace_schema_metadata({"slots": json.dumps(prompts.slots), "format": str(FORMAT)})
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
@@ -220,13 +221,14 @@ def _read(file: Path) -> Prompts:
     if f"{zlib.crc32(source.read_buffer()):08x}" != file.stem.rpartition("-")[2]:
         raise ValueError("its checksum differs")
     batch = pa.ipc.open_file(source).get_batch(0)
-    texts, ids, spans = (batch.column(name) for name in ("text", "ids", "spans"))
+    texts, ids = batch.column("text"), batch.column("ids")
     _, starts, flat = texts.buffers()
     slots = json.loads(batch.schema.metadata[b"slots"])
+    spans = batch.column("spans").values.to_numpy() if slots else np.zeros(0, np.int32)
     return Prompts(
         Ragged(ids.values.to_numpy(), ids.offsets.to_numpy()),
         slots,
-        spans.values.to_numpy().reshape(len(batch), len(slots), 2),
+        spans.reshape(len(batch), len(slots), 2),
         Strings(
             np.frombuffer(flat, np.uint8) if flat is not None and flat.size else np.zeros(0, np.uint8),
             np.frombuffer(starts, np.int64)[: len(batch) + 1],

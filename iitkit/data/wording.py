@@ -85,7 +85,9 @@ class Wording:
             return self.prefix + "".join(prompt + answer + self.separator for prompt, answer in self.shots), ""
         before, *after = self._chats(tokenizer, [_MARK])[0].split(_MARK)
         if len(after) != 1:
-            raise IITKitError(f"wording.chat: the tokenizer's template writes the prompt as it is {len(after)} times, not once")
+            raise IITKitError(
+                f"wording.chat: the tokenizer's template writes the prompt as it is {len(after)} times, not once"
+            )
         return self.prefix + before, after[0]
 
     def opens_answer(self, tokenizer: Any) -> bool:

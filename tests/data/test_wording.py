@@ -172,7 +172,7 @@ def test_answers_in_a_chat_begin_without_their_space() -> None:
         (None, "wording.chat: the tokenizer has no chat template"),
         (CHATML.replace("['content']", "['content'] | upper"), "writes the prompt as it is 0 times, not once"),
         (CHATML.replace("['content']", "['content'] | replace('Mary', 'Ma ry')"), "alters the prompt 'When Mary saw"),
-        (CHATML.replace("['content'] }}", "['content'] }}{{ message['content'] }}"), "writes the prompt as it is 2 times"),
+        (CHATML.replace("['content'] }}", "['content'] }}{{ message['content'] }}"), "the prompt as it is 2 times"),
         ("{{ 'nothing' }}", "writes the prompt as it is 0 times"),
         ("{{ raise_exception('No users here') }}", "template refuses these turns: No users here"),
     ],
