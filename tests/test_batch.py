@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from iitkit.batch import IGNORED, Batch, Tokens
+from iitkit.batch import IGNORED, Batch, Tokens, Values
 
 RIGHT = Tokens(
     torch.tensor([[5, 6, 7, 0], [8, 0, 0, 0], [1, 2, 3, 4]]),
@@ -114,3 +116,27 @@ def test_to_keeps_values() -> None:
     assert same.labels.tolist() == [[4], [5], [6]]
     assert same.active.tolist() == [[True], [False], [True]]
     assert len(same) == 3
+
+
+def test_winners_are_answers() -> None:
+    """Row 0: the best candidate is the second form of answer 0; row 1: of answer 1; row 2: its only answer."""
+    scores = torch.tensor([[-3.0, -1.0, -2.0], [-3.0, -2.0, -1.0], [-1.0, -torch.inf, -torch.inf]])
+    forms = replace(batch(), answer_of=torch.tensor([[0, 0, 1], [0, 0, 1], [0, -1, -1]]))
+    assert forms.winners(scores).tolist() == [0, 1, 0]
+    assert batch().winners(scores).tolist() == [1, 2, 0]  # each candidate is an answer of its own
+    moved = forms.to("cpu")
+    assert moved.answer_of is not None
+    assert moved.answer_of.tolist() == [[0, 0, 1], [0, 0, 1], [0, -1, -1]]
+
+
+def test_values() -> None:
+    values = Values(torch.arange(6.0).reshape(3, 2), torch.tensor([10, 11, 12]))
+    assert len(values) == 3
+    twice = values.repeated(2)
+    assert twice.inputs.tolist() == [[0, 1], [0, 1], [2, 3], [2, 3], [4, 5], [4, 5]]
+    assert twice.prompts is not None
+    assert twice.prompts.tolist() == [10, 10, 11, 11, 12, 12]
+    assert Values(values.inputs).repeated(2).prompts is None
+    made: Batch[Values] = replace(batch(), base=values, sources=(values,)).to("meta")  # type: ignore[arg-type]
+    assert len(made) == 3
+    assert {x.device.type for x in (made.base.inputs, made.sources[0].inputs, made.labels)} == {"meta"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,13 @@ import torch
 from tiny import tiny_tokenizer
 from torch import Tensor
 
-from iitkit.batch import IGNORED, Batch, Tokens
+from iitkit.batch import IGNORED, Batch, Tokens, Values
 from iitkit.causal import CausalModel, sample_inputs
-from iitkit.data.answers import Answers
+from iitkit.data.answers import Answers, Classes
 from iitkit.data.loader import Collator, Padding, PairLoader, TrainLoader
 from iitkit.data.pairs import Design, Pairs, make_pairs
-from iitkit.data.pool import Pool, make_pool
+from iitkit.data.pool import Pool, input_pool, make_pool
+from iitkit.data.prompts import Arrays, symbols
 from iitkit.errors import IITKitError
 from iitkit.positions import Position
 
@@ -332,3 +333,137 @@ def test_isolated_variables_have_the_label_of_their_own_interchange() -> None:
         said = tokenizer.decode([t for t in batch.isolate_labels[b].tolist() if t != IGNORED])
         assert said == f" {WORDS[int(words[row])]}"
     assert {0, 1} == set(pairs.variable.tolist())
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_two_variables_from_one_source(side: Padding) -> None:
+    pool, _, collate = made({"a": "word", "b": "other"}, [0, 1], side)
+    design = Design(["word", "other"], None, together=2, one_source=True)
+    pairs = make_pairs(toy(), pool, design, 40, np.random.default_rng(1))
+    batch = collate(pairs, list(range(8)))
+    (source,) = batch.sources
+    assert batch.active.all()
+    assert not batch.source_of.any()
+    for b in range(8):
+        start = int(source.last[b] + 1 - source.mask[b].sum())
+        for p in range(2):
+            assert int(batch.source_positions[b, p, 0]) == start + pool.positions[p][int(pairs.sources[b, 0])][0]
+
+
+# --- surface forms ---
+
+
+def with_forms(pairs: Pairs, forms: dict[str, list[str]]) -> Pairs:
+    return replace(pairs, candidates=[[forms.get(answer, answer) for answer in row] for row in pairs.candidates])
+
+
+def test_forms_are_candidates_of_one_answer() -> None:
+    pool, pairs, collate = made({"a": "word"}, [0], "right")
+    plain = collate(pairs, list(range(12)))
+    assert plain.answer_of is None
+    # the second answer has three forms, the fourth two, of which the first has several tokens
+    forms = {" park": [" park", " Parks", " dogs"], " Wednesdayish": [" Wednesdayish", " he"]}
+    batch = collate(with_forms(pairs, forms), list(range(12)))
+    tokenizer = tiny_tokenizer()
+    assert batch.answer_of is not None
+    assert batch.answer_of.tolist() == [[0, 1, 1, 1, 2, 3, 3, 4]] * 12
+    for row in batch.candidates.tolist():
+        said = [tokenizer.decode([t for t in c if t != IGNORED]) for c in row]
+        assert said == [" Mary", " park", " Parks", " dogs", " Johnzyx", " Wednesdayish", " he", " dog"]
+    # labels number answers, as before, and the first form is what is trained on
+    for one, other in zip(
+        (batch.label, batch.base_label, batch.labels), (plain.label, plain.base_label, plain.labels), strict=True
+    ):
+        assert torch.equal(one, other)
+    assert len(set(batch.label.tolist())) > 2
+    best = torch.full(batch.candidates.shape[:2], -1.0)
+    best[:, 6] = 0.0  # " he", a form of " Wednesdayish"
+    assert batch.winners(best).tolist() == [3] * 12
+    assert len(pool) == 40
+
+
+def test_rows_with_other_numbers_of_forms() -> None:
+    _, pairs, collate = made({"a": "word"}, [0], "right")
+    pairs = replace(
+        pairs,
+        candidates=[[[" Mary", " he"], " dog"] if i % 2 else [" park", " dog"] for i in range(40)],
+        label=[i % 2 for i in range(40)],
+        base_label=[0] * 40,
+    )
+    batch = collate(pairs, [0, 1])
+    assert batch.answer_of is not None
+    assert batch.answer_of.tolist() == [[0, 1, -1], [0, 0, 1]]
+    assert (batch.candidates[:, :, 0] == IGNORED).tolist() == [[False, False, True], [False, False, False]]
+    tokenizer = tiny_tokenizer()
+    assert [tokenizer.decode(row.tolist()) for row in batch.labels] == [" park", " dog"]
+
+
+# --- inputs that are no text ---
+
+
+def numbers(n: int = 6) -> Pairs:
+    """Pairs written by hand: the label is the source's class, the base's own without intervention."""
+    base, source = np.arange(n) % 4, (np.arange(n) * 3 + 1) % 4
+    return Pairs(
+        base=base,
+        sources=source[:, None],
+        variables=np.zeros((n, 1), dtype=np.int64),
+        flipped=base != source,
+        candidates=[[0, 1, 2, 3]] * n,  # type: ignore[list-item]
+        label=source.tolist(),
+        base_label=base.tolist(),
+    )
+
+
+def test_vectors() -> None:
+    inputs = np.arange(12, dtype=np.float32).reshape(4, 3)
+    pool = input_pool(Arrays(inputs), {"a": "last", "b": 0}, first=20)
+    batch = Collator(pool, Classes(), [0, 0], 0, "left")(numbers(), [5, 0, 2])
+    (source,) = batch.sources
+    assert isinstance(batch.base, Values)
+    assert isinstance(source, Values)
+    assert batch.base.inputs.tolist() == [[3, 4, 5], [0, 1, 2], [6, 7, 8]]  # rows 1, 0, 2
+    assert batch.base.prompts is not None
+    assert batch.base.prompts.tolist() == [21, 20, 22]
+    assert source.inputs.tolist() == [[0, 1, 2], [3, 4, 5], [9, 10, 11]]  # rows 0, 1, 3
+    for positions in (batch.base_positions, batch.source_positions):
+        assert positions.tolist() == [[[0], [0]]] * 3
+    assert batch.position_mask.all()
+    assert batch.candidates.tolist() == [[[0], [1], [2], [3]]] * 3
+    assert batch.labels.tolist() == [[0], [1], [3]]
+    assert batch.label.tolist() == [0, 1, 3]
+    assert batch.base_label.tolist() == [1, 0, 2]
+    assert batch.answer_of is None
+
+
+def test_images_and_named_classes() -> None:
+    pool = input_pool(Arrays(np.zeros((4, 1, 8, 8), np.float32)), {"a": "last"})
+    pairs = replace(
+        numbers(), candidates=[["no", "yes"]] * 6, label=[1, 0, 1, 0, 1, 0], base_label=[0] * 6, flipped=np.ones(6)
+    )
+    batch = Collator(pool, Classes({"no": 5, "yes": 2}.__getitem__), [0], 0, "right")(pairs, [0, 1])
+    assert batch.base.inputs.shape == (2, 1, 8, 8)
+    assert batch.candidates.tolist() == [[[5], [2]]] * 2
+    assert batch.labels.tolist() == [[2], [5]]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_symbol_sequences(side: Padding) -> None:
+    ids = np.array([[2, 0, 3, 1], [3, 0, 2, 1], [2, 0, 2, 1], [3, 0, 3, 1]])
+    pool = input_pool(symbols(ids, {"x": (0, 1), "y": (2, 3)}), {"a": "y", "b": ["x", "last"]})
+    batch = Collator(pool, Classes(), [0, 0], 0, side)(numbers(), [0, 1])
+    assert isinstance(batch.base, Tokens)
+    assert batch.base.ids.tolist() == ids[:2].tolist()
+    assert batch.base.mask.all()
+    assert batch.base_positions.tolist() == [[[2, 0], [0, 3]]] * 2
+    assert batch.position_mask.tolist() == [[[True, False], [True, True]]] * 2
+    assert batch.labels.tolist() == [[1], [0]]
+
+
+def test_two_answers_of_one_class() -> None:
+    with pytest.raises(IITKitError, match=r"candidates 'no' and 'never' are one class \(0\): a test needs two"):
+        Classes({"no": 0, "yes": 1, "never": 0}.__getitem__).choice(["no", "yes", "never"])
+    typed = Classes(lambda value: {(bool, True): 3, (int, 1): 4}[type(value), value])
+    assert [typed.choice([value]).tokens for value in (True, 1)] == [[(3,)], [(4,)]]  # True is not 1
+    with pytest.raises(IITKitError, match="the pool is empty"):
+        input_pool(Arrays(np.zeros((0, 2))), {"a": 0})
