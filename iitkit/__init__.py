@@ -10,8 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from iitkit.causal import CausalModel
-    from iitkit.data import CounterfactualDataModule, Sizes
+    from iitkit.causal import CausalModel, Images, Open, Symbols, Vectors
+    from iitkit.data import CounterfactualDataModule, Dataset, Sizes
     from iitkit.errors import IITKitError
     from iitkit.hub import Artifact, load
     from iitkit.interventions import (
@@ -65,8 +65,10 @@ _HOMES = {
     "Constant": "iitkit.interventions",
     "CounterfactualDataModule": "iitkit.data",
     "DAS": "iitkit.modules",
+    "Dataset": "iitkit.data",
     "DiReFT": "iitkit.interventions",
     "IITKitError": "iitkit.errors",
+    "Images": "iitkit.causal",
     "Intervention": "iitkit.interventions",
     "LoBiReFT": "iitkit.interventions",
     "LoRA": "iitkit.interventions",
@@ -78,6 +80,7 @@ _HOMES = {
     "NoDiReFT": "iitkit.interventions",
     "NoReFT": "iitkit.interventions",
     "Noise": "iitkit.interventions",
+    "Open": "iitkit.causal",
     "PCASubspace": "iitkit.interventions",
     "Placement": "iitkit.models.sites",
     "Resample": "iitkit.interventions",
@@ -90,8 +93,10 @@ _HOMES = {
     "Sizes": "iitkit.data",
     "Skip": "iitkit.interventions",
     "Subtraction": "iitkit.interventions",
+    "Symbols": "iitkit.causal",
     "Task": "iitkit.tasks",
     "Vanilla": "iitkit.interventions",
+    "Vectors": "iitkit.causal",
     "Zero": "iitkit.interventions",
     "collect": "iitkit.models.interchange",
     "interchange": "iitkit.models.interchange",
@@ -112,8 +117,10 @@ __all__ = [
     "ConsReFT",
     "Constant",
     "CounterfactualDataModule",
+    "Dataset",
     "DiReFT",
     "IITKitError",
+    "Images",
     "Intervention",
     "LoBiReFT",
     "LoRA",
@@ -125,6 +132,7 @@ __all__ = [
     "NoDiReFT",
     "NoReFT",
     "Noise",
+    "Open",
     "PCASubspace",
     "Placement",
     "Resample",
@@ -137,8 +145,10 @@ __all__ = [
     "Sizes",
     "Skip",
     "Subtraction",
+    "Symbols",
     "Task",
     "Vanilla",
+    "Vectors",
     "Zero",
     "collect",
     "interchange",

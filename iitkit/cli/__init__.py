@@ -14,6 +14,7 @@ COMMANDS = {
     "validate": ("training", "measure a checkpoint on the validation pairs"),
     "test": ("training", "measure a checkpoint and the controls on held-out pairs"),
     "predict": ("training", "write a checkpoint's prediction for every test pair"),
+    "data": ("data", "report on a task's or a dataset's pairs before any training; save and push them"),
     "sites": ("sites", "print a network's components, modules, widths and heads; loads no weights"),
 }
 """Command → module of this package that runs it, and what it does."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 
@@ -54,6 +56,14 @@ def parts(trainer: pl.Trainer) -> tuple[InterventionModule, CounterfactualDataMo
     return module, data
 
 
+def judged(
+    data: CounterfactualDataModule, module: InterventionModule, most: int | None, splits: Sequence[str]
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return on which of each split's first prompts the base model is right, where the data say what is right."""
+    known = [split for split in splits if all(data.source.truths(split))]
+    return {split: data.judgements(data.pools[split], split, module, most) for split in known}
+
+
 class DataReport(Callback):
     """Prints and saves the data report before training."""
 
@@ -63,11 +73,7 @@ class DataReport(Callback):
             return
         module, data = parts(trainer)
         most = data.batch_size if trainer.fast_dev_run else JUDGED  # type: ignore[attr-defined]
-        accuracy = {
-            split: float(data.judgements(data.pools[split], module.judge, most).mean())
-            for split in ("train", "validation")
-        }
-        text = data_report(data, accuracy)
+        text = data_report(data, judged(data, module, most, ("train", "validation")))
         print(text, flush=True)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             write_text(Path(trainer.default_root_dir) / "data_report.txt", text + "\n")
@@ -219,15 +225,15 @@ def release(
     folder: Path, module: InterventionModule, data: CounterfactualDataModule, metrics: Mapping[str, Any]
 ) -> Path:
     """Write a module's interventions as an artifact."""
-    model = data.task.model
-    domains = {name: model.domains[name] for name in data.variables}
+    known = data.task.model.domains if data.task is not None else {}
+    domains = {name: known[name] for name in data.variables if name in known}
     return save(
         folder,
         dict(zip(module.alignment, module.edits, strict=True)),
         {name: placement.where() for name, placement in module.alignment.items()},
         module.identity,
         {name: site_info(location) for name, location in module.locations.items()},
-        task=data.task.name,
+        task=data.source.name,
         variables={
             name: [str(value) for value in domain.values] for name, domain in domains.items() if domain.complete
         },

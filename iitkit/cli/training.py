@@ -241,12 +241,11 @@ class CtrlC:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def run(command: str, arguments: Sequence[str]) -> None:
-    """Run one of the commands.
+def prepared(arguments: Sequence[str]) -> list[str]:
+    """Allow the packages that ``--allow`` names, and quieten the stack; return the other arguments.
 
-    Args:
-        command: fit, validate, test or predict.
-        arguments: what follows it.
+    Raises:
+        IITKitError: a name that no package can have.
     """
     rest, allowed = [], list(ALLOWED)
     pending = iter(arguments)
@@ -265,6 +264,17 @@ def run(command: str, arguments: Sequence[str]) -> None:
         handler.setFormatter(logging.Formatter("iitkit: %(message)s"))
         logging.getLogger("iitkit").addHandler(handler)
     quieten()
+    return rest
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    """Run one of the commands.
+
+    Args:
+        command: fit, validate, test or predict.
+        arguments: what follows it.
+    """
+    rest = prepared(arguments)
     ctrl_c = CtrlC()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, ctrl_c)

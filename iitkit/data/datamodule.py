@@ -5,26 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from iitkit.batch import Tokens
 from iitkit.causal import Symbols
 from iitkit.causal.variables import Codes
-from iitkit.data.answers import Labels
 from iitkit.data.cache import PromptCache
 from iitkit.data.drawn import Drawing, TaskPairs
-from iitkit.data.labelling import Asked, labels_for
+from iitkit.data.labelling import Asked, forms_of, labels_for
 from iitkit.data.loader import Collator, Padding, PairLoader, TrainLoader
 from iitkit.data.options import Dataset, Sizes, check_options
 from iitkit.data.pairs import Design, Pairs
 from iitkit.data.placed import PlacementLike, Subject, placed
 from iitkit.data.pool import Pool, input_pool, new_numbers, text_pool
+from iitkit.data.preflight import preflight
 from iitkit.data.prompts import Arrays, symbols
 from iitkit.data.recorded import Recorded
 from iitkit.data.source import generator
@@ -32,6 +33,9 @@ from iitkit.data.wording import Wording
 from iitkit.errors import IITKitError
 from iitkit.positions import Position
 from iitkit.tasks import Task
+
+CHECKED = 200
+"""Training prompts that the preflight looks at."""
 
 __all__ = ["CounterfactualDataModule", "PlacementLike", "Subject"]
 
@@ -44,7 +48,6 @@ class CounterfactualDataModule(pl.LightningDataModule):
 
     Args:
         task: the causal model with its prompt.
-        dataset: instead, recorded pairs: a .jsonl, .parquet or .csv file, a folder of these or a Hub dataset.
         sizes: number of pairs in each split.
         batch_size: pairs in a training batch.
         eval_batch_size: pairs in a batch of validation, test and predict; 4 × batch_size unless said.
@@ -71,12 +74,12 @@ class CounterfactualDataModule(pl.LightningDataModule):
         padding: side of the padding.
         shares: shares of the words that train, validation and test get.
         seed: of the splits and the pairs; the run's seed_everything unless said.
+        dataset: instead of a task, recorded pairs: a .jsonl, .parquet or .csv file, a folder of these or a Hub dataset.
     """
 
     def __init__(
         self,
         task: Task | None = None,
-        dataset: Dataset | None = None,
         sizes: Sizes = Sizes(),  # noqa: B008 - it cannot be changed
         batch_size: int = 32,
         eval_batch_size: int | None = None,
@@ -99,6 +102,7 @@ class CounterfactualDataModule(pl.LightningDataModule):
         padding: Padding = "right",
         shares: tuple[float, float, float] = (0.6, 0.2, 0.2),
         seed: int | None = None,
+        dataset: Dataset | None = None,
     ) -> None:
         super().__init__()
         check_options(task, dataset, sizes, batch_size, eval_batch_size, flipped, together, prompts, shares, shots)
@@ -179,10 +183,8 @@ class CounterfactualDataModule(pl.LightningDataModule):
         self._subject, self.judged, self._kept = subject, {}, {}
         text = self.source.inputs("train") is None
         self.tokenizer = subject.tokenizer if text else None
-        wording = self.wording
-        if text and self.shots:
-            wording = replace(wording, shots=self._examples())
-        self.answers: Labels = labels_for(self.source, self.tokenizer, wording)
+        wording = replace(self.wording, shots=self._examples()) if text and self.shots else self.wording
+        self.worded, self.answers = wording, labels_for(self.source, self.tokenizer, wording)
         self.pad_id = int(getattr(self.tokenizer, "pad_token_id", None) or 0)
         self._asked = Asked(subject.answer) if model and not getattr(self.source, "base_labels_known", True) else None
         self.pools = {}
@@ -203,7 +205,12 @@ class CounterfactualDataModule(pl.LightningDataModule):
         if inputs.ndim == 2 and inputs.dtype.kind == "i":
             model = self.task.model if self.task is not None else None
             names = model.encoding.vocabulary if model is not None and isinstance(model.encoding, Symbols) else None
-            return input_pool(symbols(inputs, self.source.places(split), names), positions, setting, templates)
+            places: dict[str, Any] = {}
+            if isinstance(self.source, TaskPairs):
+                places = dict(self.source.places)
+            elif texts:
+                places = {name: np.asarray([text.spans[name] for text in texts]) for name in self.source.spans}
+            return input_pool(symbols(inputs, places, names), positions, setting, templates)
         return input_pool(Arrays(inputs), positions, setting, templates)
 
     def _examples(self) -> list[tuple[str, str]]:
@@ -245,12 +252,27 @@ class CounterfactualDataModule(pl.LightningDataModule):
         answers = self.source.competing(split, own)
         collate = Collator(pool, self.answers, self.placements, self.pad_id, self.padding)
         right = []
-        for start in range(0, len(rows), self.eval_batch_size):
+        starts = range(0, len(rows), self.eval_batch_size)
+        for start in tqdm(starts, f"base model, {split} prompts", leave=False, disable=None):
             part = list(range(start, min(start + self.eval_batch_size, len(rows))))
             candidates, winners = collate.competing(part, [answers[i] for i in part])
             said = winners(subject.answer(collate.tokens(part), candidates).cpu())
             right.append(said == torch.tensor([answers[i].index(truths[i]) for i in part]))
         return torch.cat(right).numpy().astype(bool)
+
+    def kept(self, split: str) -> Codes | None:
+        """Return which of the source's prompts a split keeps; None for all."""
+        return self._kept.get(split)
+
+    def preflight(self) -> list[str]:
+        """Return what the tokenizer does to prompts and answers that a user should know, worst first."""
+        if self.tokenizer is None:
+            return []
+        pairs, forms = self.pairs("train"), {}
+        for answer in dict.fromkeys(text for row in pairs.candidates for text in row):
+            forms[answer] = forms_of(self.source, answer)
+        texts = self.pools["train"].texts[:CHECKED]
+        return [str(finding) for finding in preflight(self.tokenizer, texts, forms, self.worded)]
 
     @property
     def splits(self) -> list[str]:

@@ -46,6 +46,21 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.base)
 
+    def taken(self, rows: Codes) -> Pairs:
+        """Return only the given pairs."""
+        kept = rows.tolist()
+        return Pairs(
+            self.base[rows],
+            self.sources[rows],
+            self.variables[rows],
+            self.flipped[rows],
+            [self.candidates[i] for i in kept],
+            [self.label[i] for i in kept],
+            [self.base_label[i] for i in kept],
+            None if self.other is None else self.other[rows],
+            None if self.other_label is None else [self.other_label[i] for i in kept],
+        )
+
     @property
     def source(self) -> Codes:
         """The first source, rows of the pool, [n]."""

@@ -149,14 +149,14 @@ class InterventionModule(pl.LightningModule):
         return self
 
     @torch.no_grad()
-    def judge(self, tokens: Tokens, candidates: Tensor, label: Tensor) -> Tensor:
-        """Return on which rows the base model itself answers with the label, [B]."""
+    def answer(self, tokens: Tokens, candidates: Tensor) -> Tensor:
+        """Return which candidate [B, C, T] the base model itself answers, [B]."""
         self.configure_model()
         if self._trainer is not None:
             self.base_model.to(self._trainer.strategy.root_device)
         device = next(self.base_model.parameters()).device
         prepared = PlainPrepared(PlainRunner(self.base_model, []), tokens.to(device), [], [])
-        return candidate_scores(prepared, None, candidates.to(device)).argmax(1) == label.to(device)
+        return candidate_scores(prepared, None, candidates.to(device)).argmax(1)
 
     # --- what must see data first ---
 
@@ -225,7 +225,7 @@ class InterventionModule(pl.LightningModule):
         scores = scores.masked_fill(batch.candidates[:, :, 0] == IGNORED, -torch.inf)
         real = batch.labels != IGNORED
         top1 = ((logits.argmax(-1) == batch.labels) | ~real).all(1)
-        metric.update(scores.argmax(1), batch.label, batch.flipped, top1)
+        metric.update(batch.winners(scores), batch.label, batch.flipped, top1)
 
     def _measure(self, metric: IIA, batch: Batch, prepared: Prepared, edits: Edits | None) -> Tensor:
         logits = label_logits(prepared, edits, batch.labels)
@@ -262,7 +262,7 @@ class InterventionModule(pl.LightningModule):
             for edits in draws:
                 metric = self._test_metric(control if split == "test" else f"{control}/{split}")
                 self._measure(metric, batch, prepared, edits)
-        plain = candidate_scores(prepared, None, batch.candidates).argmax(1)
+        plain = batch.winners(candidate_scores(prepared, None, batch.candidates))
         self._test_metric(f"plain/{split}").update(plain, batch.base_label, batch.flipped)
 
     def _test_metric(self, key: str) -> IIA:
@@ -285,7 +285,7 @@ class InterventionModule(pl.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the row numbers, winning candidates and their log-probabilities of a batch of pairs."""
         scores = candidate_scores(self.runner.prepare(batch), self.edits, batch.candidates)
-        return {"rows": batch.rows, "predicted": scores.argmax(1), "scores": scores}
+        return {"rows": batch.rows, "predicted": batch.winners(scores), "scores": scores}
 
     # --- optimisation and checkpoints ---
 

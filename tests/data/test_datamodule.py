@@ -28,8 +28,8 @@ SCENE = re.compile(r"(?:When|After|While|Then,) (\w+) and (\w+) w.* the (\w+)[,.
 PRONOUN = re.compile(r"(?:Yesterday|This morning|Today|On Monday|Last night|We heard that),? (\w+) .*")
 
 
-Judge = Callable[[list[str], list[list[str]], list[str]], list[bool]]
-"""Prompts, each prompt's candidates and its true answer → whether the base model is right."""
+Says = Callable[[list[str], list[list[str]]], list[str]]
+"""Prompts and each prompt's candidates → what the base model answers."""
 
 
 @dataclass
@@ -43,21 +43,21 @@ class Place:
 class Stub:
     """A module as the data see it."""
 
-    def __init__(self, alignment: dict[str, Place] | None = None, judge: Judge | None = None, **places: Place) -> None:
+    def __init__(self, alignment: dict[str, Place] | None = None, says: Says | None = None, **places: Place) -> None:
         self.tokenizer: Any = tiny_tokenizer()
         self.alignment = {**(alignment or {}), **places}
-        self.given = judge
+        self.given = says
         self.asked: list[str] = []
         self.stages: list[list[str]] = []
         self.isolates = False
 
-    def judge(self, tokens: Tokens, candidates: Tensor, label: Tensor) -> Tensor:
+    def answer(self, tokens: Tokens, candidates: Tensor) -> Tensor:
         assert self.given is not None
         texts = prompts_of(tokens, self.tokenizer)
         answers = [[decoded(self.tokenizer, c) for c in row] for row in candidates.tolist()]
-        truth = [row[i] for row, i in zip(answers, label.tolist(), strict=True)]
         self.asked += texts
-        return torch.tensor(self.given(texts, answers, truth))
+        said = self.given(texts, answers)
+        return torch.tensor([row.index(answer) for row, answer in zip(answers, said, strict=True)])
 
 
 def decoded(tokenizer: Any, ids: list[int]) -> str:
@@ -71,7 +71,7 @@ def prompts_of(tokens: Tokens, tokenizer: Any) -> list[str]:
 
 
 def bound(task: Task, *, sizes: Sizes = SMALL, stub: Stub | None = None, **options: Any) -> CounterfactualDataModule:
-    data = CounterfactualDataModule(task, sizes, batch_size=8, **{"seed": 0, **options})
+    data = CounterfactualDataModule(task, sizes=sizes, batch_size=8, **{"seed": 0, **options})
     data.bind(stub or Stub(io_position=Place()))
     return data
 
@@ -338,14 +338,15 @@ def test_processes_share_each_split(indirect: IndirectObject, world: int) -> Non
 
 
 def test_only_correct_keeps_what_the_judge_lets_pass(indirect: IndirectObject) -> None:
-    def knows(texts: list[str], answers: list[list[str]], truth: list[str]) -> list[bool]:
-        for text, row, label in zip(texts, answers, truth, strict=True):
+    def knows(texts: list[str], answers: list[list[str]]) -> list[str]:
+        said = []
+        for text, row in zip(texts, answers, strict=True):
             a, b, subject = scene(text)
             assert row == [f" {a}", f" {b}"]
-            assert label == (f" {a}" if subject == b else f" {b}")
-        return [scene(text)[0] < scene(text)[1] for text in texts]  # only names in the order of the alphabet
+            said.append(f" {a}" if (subject == b) == (a < b) else f" {b}")  # right where names are in order
+        return said
 
-    plain, stub = bound(indirect), Stub(judge=knows, io_position=Place())
+    plain, stub = bound(indirect), Stub(says=knows, io_position=Place())
     data = bound(indirect, stub=stub, only_correct=True)
     number = data.pools["train"].first
     # replay knows prompts by their numbers: another data module's must not pass for ours
@@ -366,18 +367,19 @@ def test_only_correct_keeps_what_the_judge_lets_pass(indirect: IndirectObject) -
 
 
 def test_only_correct_with_nothing_left(indirect: IndirectObject) -> None:
-    stub = Stub(judge=lambda texts, answers, truth: [False] * len(texts), io_position=Place())
+    def wrong(texts: list[str], answers: list[list[str]]) -> list[str]:
+        return [f" {scene(text)[2]}" for text in texts]  # the subject
+
+    stub = Stub(says=wrong, io_position=Place())
     message = "data.only_correct: the base model answers 0 of 40 train prompts right, so the split is empty"
     with pytest.raises(IITKitError, match=message):
         bound(indirect, stub=stub, only_correct=True)
 
 
 def test_judgements_of_the_first_prompts(indirect: IndirectObject) -> None:
-    stub = Stub(
-        judge=lambda texts, answers, truth: [label == row[0] for row, label in zip(answers, truth, strict=True)]
-    )
+    stub = Stub(says=lambda texts, answers: [row[0] for row in answers])
     data = bound(indirect)
-    found = data.judgements(data.pools["train"], stub.judge, most=11)
+    found = data.judgements(data.pools["train"], "train", stub, most=11)
     expected = [scene(text.text)[2] == scene(text.text)[1] for text in data.pools["train"].texts[:11]]
     assert found.tolist() == expected
     assert len(set(expected)) == 2

@@ -172,7 +172,7 @@ class Colours(Task):
     answers: ClassVar = {"warm": " vermilion-orange", "cold": " ultramarine"}
 
     def causal_model(self) -> CausalModel:
-        model = CausalModel(prompt="The {thing} is painted", output="colour")
+        model = CausalModel(prompt="The {kind} {thing} is painted", output="colour")
         model.variables(kind=["warm", "cold"], thing=["sun", "sea", "fire", "ice", "door", "wall"])
 
         @model.mechanism
@@ -196,8 +196,8 @@ def test_multi_token_labels_train(base: str) -> None:
     each = torch.log_softmax(logits, -1).gather(2, batch.labels.clamp(min=0)[:, :, None])[:, :, 0]
     assert loss.item() == pytest.approx(-each[real].mean().item(), rel=1e-5)  # every real token, no other
     losses = Losses()
-    fitted(made(base, {"kind": {"layer": 3}}), pairs(task, batch_size=16), losses, epochs=8)
-    assert sum(losses.values[-3:]) < sum(losses.values[:3])
+    fitted(made(base, {"kind": {"layer": 3, "intervention": {"rank": 32}}}), pairs(task), losses, epochs=40)
+    assert sum(losses.values[-24:]) < sum(losses.values[:24])  # whole epochs
 
 
 def test_two_variables_at_several_sites(base: str) -> None:
