@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,8 +20,12 @@ from iitkit.errors import IITKitError
 Forms = str | Sequence[str]
 """An answer: its text, or all the texts that count as it, the first of which is trained on."""
 
-_WORD = re.compile(r"\s?\S*\s*\Z")
-_RUN = re.compile(r"(?:.?(?:[^\W\d_]+|\d+|(?:[^\w\s]|_)+)|\s?)\s*\Z", re.DOTALL)
+_SIGN = r"(?:[^\w\s]|_)"
+# of a text read backwards: what stands at its end
+_WORD = re.compile(r"\s*\S*\s?")
+_RUN = re.compile(rf"\s*(?:[^\W\d_]+{_SIGN}*|\d+|{_SIGN}+)?.?", re.DOTALL)  # signs before letters: dog's
+_NEAR = 64
+"""Characters in which most prompts' ends lie."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +42,16 @@ class Choice:
     answer_of: Codes
     first: Codes
 
-    @property
-    def width(self) -> int:
-        """Number of tokens of the longest."""
-        return max(len(tokens) for tokens in self.tokens)
+    @cached_property
+    def ids(self) -> npt.NDArray[np.int64]:
+        """The tokens, [C, T], ``IGNORED`` behind the last of each."""
+        width = max(map(len, self.tokens))
+        return np.asarray([[*tokens, *[IGNORED] * (width - len(tokens))] for tokens in self.tokens], dtype=np.int64)
 
-    def padded(self, candidates: int, width: int) -> npt.NDArray[np.int64]:
-        """Return the tokens, [candidates, width], ``IGNORED`` where there are none."""
-        found = np.full((candidates, width), IGNORED, dtype=np.int64)
-        for row, tokens in zip(found, self.tokens, strict=False):
-            row[: len(tokens)] = tokens
-        return found
+    @property
+    def formed(self) -> bool:
+        """Whether an answer has several forms."""
+        return len(self.first) < len(self.tokens)
 
 
 class Labels(Protocol):
@@ -73,11 +77,10 @@ class Answers:
 
     def end(self, text: str) -> str:
         """Return as much of a prompt's end as decides on the tokens behind it; tokenizers do not look beyond a word."""
-        start = max(0, len(text) - 64)
-        found = self._end.search(text, start)
-        if start and (found is None or found.start() == start):  # a longer word
-            found = self._end.search(text)
-        return found[0] if found else text
+        found = self._end.match(text[: -_NEAR - 1 : -1])
+        if found is None or found.end() == _NEAR:  # a longer word
+            found = self._end.match(text[::-1])
+        return found[0][::-1] if found else text
 
     def tokens(self, prompt: Prompt, answer: Forms) -> tuple[int, ...]:
         """Return an answer's (first form's) tokens behind a prompt.

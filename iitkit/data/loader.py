@@ -142,18 +142,20 @@ class Collator:
 
 def _candidates(choices: Sequence[Choice]) -> tuple[Tensor, Tensor | None]:
     """Return the rows' candidates, [B, C, T], and which answer each is a form of; None where each is its own."""
-    distinct = {id(choice): choice for choice in choices}  # rows mostly share them
-    c = max(len(choice.tokens) for choice in distinct.values())
-    t = max(choice.width for choice in distinct.values())
-    number = {key: i for i, key in enumerate(distinct)}
-    of_row = np.asarray([number[id(choice)] for choice in choices])
-    candidates = np.stack([choice.padded(c, t) for choice in distinct.values()])[of_row]
-    if all(len(choice.first) == len(choice.tokens) for choice in distinct.values()):
+    shapes = {choice.ids.shape for choice in choices}
+    if len(shapes) == 1:
+        candidates = np.stack([choice.ids for choice in choices])
+    else:
+        c, t = (max(sizes) for sizes in zip(*shapes, strict=True))
+        candidates = np.full((len(choices), c, t), IGNORED, dtype=np.int64)
+        for row, choice in zip(candidates, choices, strict=True):
+            row[: choice.ids.shape[0], : choice.ids.shape[1]] = choice.ids
+    if not any(choice.formed for choice in choices):
         return torch.from_numpy(candidates), None
-    of = np.full((len(distinct), c), -1, dtype=np.int64)
-    for row, choice in zip(of, distinct.values(), strict=True):
+    of = np.full(candidates.shape[:2], -1, dtype=np.int64)
+    for row, choice in zip(of, choices, strict=True):
         row[: len(choice.answer_of)] = choice.answer_of
-    return torch.from_numpy(candidates), torch.from_numpy(of[of_row])
+    return torch.from_numpy(candidates), torch.from_numpy(of)
 
 
 class PairLoader:

@@ -127,7 +127,12 @@ def _answers(
     ends = list({known.end(text): text for text in reversed(whole)}.values())[::-1]  # one prompt of each ending
     tokens: dict[str, tuple[int, ...]] = {}
     bad: dict[str, str] = {}
+    alike = ""
     for text in ends:
+        try:
+            known.choice(text, list(answers.values()))
+        except IITKitError as error:  # one of them alone, or two of them together
+            alike = str(error)
         for form in dict.fromkeys(form for forms in answers.values() for form in forms):
             try:
                 tokens[form] = known.choice(text, [form]).tokens[0]
@@ -137,12 +142,8 @@ def _answers(
         many = f" (and {len(bad) - 1} more such answers)" if len(bad) > 1 else ""
         yield Finding("error", next(iter(bad.values())) + many)
         return
-    for text in ends:
-        try:
-            known.choice(text, list(answers.values()))
-        except IITKitError as error:
-            yield Finding("error", str(error))
-            break
+    if alike:
+        yield Finding("warning", f"where they compete, {alike}")
     if not ends:
         return
     yield from _unread(tokenizer, tokens, wording, ends[0])
@@ -155,7 +156,10 @@ def _unread(tokenizer: Any, tokens: Mapping[str, tuple[int, ...]], wording: Word
     unknown = tokenizer.unk_token_id
     lost = [form for form, ids in tokens.items() if unknown in ids and str(tokenizer.unk_token) not in form]
     if lost:
-        yield Finding("error", f"the tokenizer does not know the answers {_some(map(repr, lost))}: it reads {unknown}")
+        yield Finding(
+            "error",
+            f"the tokenizer does not know the answers {_some(map(repr, lost))}: it reads {tokenizer.unk_token!r}",
+        )
     other = [
         f"{form!r} ({said[form]!r})"
         for form in tokens
