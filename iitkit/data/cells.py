@@ -34,7 +34,10 @@ COLUMNS = {
     "base_values": "variable → its value in the base",
     "source_values": "variable → its value in the source, or a list of these",
 }
-"""What a dataset's columns hold. Values are for readers: nothing here uses them."""
+"""What a dataset's columns hold."""
+
+UNREAD = ("base_values", "source_values")
+"""Columns for people and other programs."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def known_columns(table: Table, columns: Mapping[str, str | None]) -> Cells:
                 f"columns.{name}: {table.name} has no column {given!r}.{did_you_mean(given, table.columns)} "
                 f"It has {choices(table.columns)}"
             )
-    absent = [name for name in COLUMNS if name not in called and name not in columns and not name.endswith("_values")]
+    absent = [name for name in COLUMNS if name not in called and name not in columns and name not in UNREAD]
     for name in table.columns:
         close = difflib.get_close_matches(name, absent, n=1, cutoff=0.8)
         if close and name not in called.values():

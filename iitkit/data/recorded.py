@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from iitkit.causal import Setting, Text
 from iitkit.causal.variables import Codes
-from iitkit.data.cells import COLUMNS
+from iitkit.data.cells import COLUMNS, UNREAD
 from iitkit.data.dividing import divided
 from iitkit.data.numbers import arrays
 from iitkit.data.pairs import Pairs
@@ -68,13 +68,16 @@ class Recorded:
             hint = did_you_mean(unknown[0], COLUMNS)
             raise IITKitError(f"columns: unknown name {unknown[0]!r}.{hint} Expected one of {choices(COLUMNS, 30)}")
         with _uncollected():
-            self.name, tables = _tables(self.path, revision, config)
-            rows = {split: [row for table in tables[split] for row in read_rows(table, columns)] for split in tables}
-            every = [row for of_split in rows.values() for row in of_split]
-            _check_alike(every)
-            shared, rows = self._shared(every), divided(rows, self.name, seed)
-            codes: dict[str | int, int] = {}
-            self._data = {split: RecordedSplit.of(rows[split], shared, codes) for split in SPLITS if split in rows}
+            self._load(columns)
+
+    def _load(self, columns: Mapping[str, str | None]) -> None:
+        self.name, tables = _tables(self.path, self.revision, self.config)
+        rows = {split: [row for table in tables[split] for row in read_rows(table, columns)] for split in tables}
+        every = [row for of_split in rows.values() for row in of_split]
+        _check_alike(every)
+        shared, rows = self._shared(every), divided(rows, self.name, self.seed)
+        codes: dict[str | int, int] = {}
+        self._data = {split: RecordedSplit.of(rows[split], shared, codes) for split in SPLITS if split in rows}
         self.spans = list(every[0].base.spans)
         """Names that positions may use."""
         self.base_labels_known = every[0].base_label is not None
@@ -219,9 +222,9 @@ class Recorded:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Pause the garbage collector: millions of new cells and no cycle among them, yet it looks at all again and again.
+    """Pause the garbage collector: of millions of new cells, none is in a cycle, yet it looks at all again and again.
 
-    It takes three fifths of the time otherwise.
+    It takes three fifths of the time otherwise. What is loaded must be gone when it goes on: load in a function.
     """
     was = gc.isenabled()
     gc.disable()
@@ -241,7 +244,7 @@ def _tables(path: str, revision: str | None, config: str | None) -> tuple[str, d
         if place.is_file():
             if config is not None:
                 raise IITKitError(f"config {config!r}: {path} is one file; configs are for folders with a README")
-            return path, {"train": [read_table(place, place.name)]}
+            return path, {"train": [read_table(place, place.name, UNREAD)]}
         name = path
     elif is_repo_id(path):
         place = fetch(path, revision, config)
@@ -253,7 +256,7 @@ def _tables(path: str, revision: str | None, config: str | None) -> tuple[str, d
         )
     files = find_files(place, config, name)
     return name, {
-        split: [read_table(file, file.relative_to(place).as_posix()) for file in of_split]
+        split: [read_table(file, file.relative_to(place).as_posix(), UNREAD) for file in of_split]
         for split, of_split in files.items()
     }
 

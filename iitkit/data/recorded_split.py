@@ -77,7 +77,8 @@ class RecordedSplit:
             codes: names of templates and their numbers, which are added to.
         """
         data = cls()
-        known: dict[tuple[str, tuple[tuple[str, tuple[int, int]], ...]], int] = {}
+        known: dict[str, int] = {}
+        others: dict[tuple[str, tuple[tuple[str, tuple[int, int]], ...]], int] = {}  # the same texts with other spans
         said_at: dict[int, Row] = {}
         bases: set[int] = set()
         lists: dict[tuple[str, ...], tuple[list[str], dict[str, int]]] = {}
@@ -91,8 +92,9 @@ class RecordedSplit:
             truths = (row.base_label or "", *(row.source_labels or [""] * len(row.sources)))
             templates = row.templates or (0,) * len(truths)
             for text, truth, template in zip((row.base, *row.sources), truths, templates, strict=True):
-                key = (text.text, tuple(text.spans.items()))
-                number = known.setdefault(key, len(known))
+                number = known.setdefault(text.text, len(data.texts))
+                if number < len(data.texts) and data.texts[number].spans != text.spans:
+                    number = others.setdefault((text.text, tuple(sorted(text.spans.items()))), len(data.texts))
                 if number == len(data.texts):
                     data.texts.append(text)
                     data.truths.append("")

@@ -46,6 +46,11 @@ def find_spans(
             for name, value in own.items():
                 if name in spans:
                     raise IITKitError(f"{at}: span {name!r} stands in 'positions' too: give it once")
+                if type(value) is list and len(value) == 2 and not numbers:  # the usual case, of which there are many
+                    start, stop = value
+                    if type(start) is int and type(stop) is int and 0 <= start < stop <= len(text):
+                        spans[name] = (start, stop)
+                        continue
                 spans[name] = _located(text, name, value, at, True, numbers)
             if spans.keys() != names.keys():
                 if not row and not k:

@@ -48,12 +48,13 @@ class Table:
         return f"{self.name} {self.unit} {self.lines[row]}"
 
 
-def read_table(file: Path, name: str) -> Table:
+def read_table(file: Path, name: str, unread: Sequence[str] = ()) -> Table:
     """Read a file.
 
     Args:
         file: the file.
         name: how messages call it.
+        unread: columns to leave out.
 
     Raises:
         IITKitError: a file that is empty, cannot be read, or is not what its suffix says.
@@ -62,7 +63,7 @@ def read_table(file: Path, name: str) -> Table:
     if reader is None:
         raise IITKitError(f"{name}: a {file.suffix or 'file without suffix'}: expected one of {choices(SUFFIXES)}")
     try:
-        table = reader(file, name)
+        table = reader(file, name, unread)
     except UnicodeDecodeError as error:
         raise IITKitError(f"{name} is not text in UTF-8 (byte {error.start}): save it as UTF-8") from error
     except OSError as error:
@@ -72,7 +73,7 @@ def read_table(file: Path, name: str) -> Table:
     return table
 
 
-def _jsonl(file: Path, name: str) -> Table:
+def _jsonl(file: Path, name: str, unread: Sequence[str]) -> Table:
     rows, lines = [], []
     with file.open(encoding="utf-8-sig", newline="\n") as text:  # a text's own U+2028 ends no line
         for number, line in enumerate(text, 1):
@@ -84,6 +85,8 @@ def _jsonl(file: Path, name: str) -> Table:
                 raise IITKitError(f"{name} line {number} is not valid JSON: {error}") from error
             if not isinstance(row, dict):
                 raise IITKitError(f"{name} line {number} is {_short(row)}: expected one object {{…}} a line")
+            for column in unread:
+                row.pop(column, None)
             rows.append(row)
             lines.append(number)
     return Table(name, columns_of(rows), lines)
@@ -95,7 +98,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {key: [row.get(key) for row in rows] for key in names}
 
 
-def _csv(file: Path, name: str) -> Table:
+def _csv(file: Path, name: str, unread: Sequence[str]) -> Table:
     with file.open(encoding="utf-8-sig", newline="") as text:
         reader = csv.reader(text, strict=True)
         rows, lines = [], []
@@ -117,17 +120,21 @@ def _csv(file: Path, name: str) -> Table:
         except csv.Error as error:
             raise IITKitError(f"{name} line {reader.line_num} is not valid CSV: {error}") from error
     cells = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in header]
-    return Table(name, {c: [cell or None for cell in column] for c, column in zip(header, cells, strict=True)}, lines)
+    return Table(
+        name,
+        {c: [cell or None for cell in column] for c, column in zip(header, cells, strict=True) if c not in unread},
+        lines,
+    )
 
 
-def _parquet(file: Path, name: str) -> Table:
+def _parquet(file: Path, name: str, unread: Sequence[str]) -> Table:
     import pyarrow  # type: ignore[import-untyped]
     from pyarrow import parquet
 
     try:
         with file.open("rb") as data:
             table = parquet.read_table(data)
-        columns = {column: table.column(column).to_pylist() for column in table.column_names}
+        columns = {column: table.column(column).to_pylist() for column in table.column_names if column not in unread}
     except (pyarrow.ArrowException, KeyError, ValueError) as error:
         raise IITKitError(f"{name} is not a parquet file that can be read: {str(error).splitlines()[0]}") from error
     return Table(name, columns, range(1, table.num_rows + 1), "row")
