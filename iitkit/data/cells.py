@@ -73,7 +73,8 @@ class Cells:
 
     def texts(self, name: str) -> list[str]:
         """Return a column of texts."""
-        return self.every(name, is_text, "text (a number that is an answer must be quoted)")
+        hint = ", in quotes" if name.endswith("label") else ""
+        return self.every(name, is_text, f"text{hint}")
 
     def lists(self, name: str, of: Callable[[Any], bool], expected: str, lengths: Sequence[int] = ()) -> list[Any]:
         """Return a column of lists, of ``lengths`` where these are given; JSON in text is read."""

@@ -238,7 +238,7 @@ def _uncollected() -> Iterator[None]:
 def _tables(path: str, revision: str | None, config: str | None) -> tuple[str, dict[str, list[Table]]]:
     """Return the data's name and the tables of each split."""
     place = Path(path).expanduser()
-    if place.exists():
+    if path.strip() and place.exists():
         if revision is not None:
             raise IITKitError(f"revision {revision!r}: {path} is on this machine; revisions are for Hub datasets")
         if place.is_file():

@@ -68,12 +68,7 @@ def read_rows(table: Table, columns: Mapping[str, str | None]) -> list[Row]:
     for row, (said, one, other) in enumerate(zip(flipped, label, base_labels, strict=True)):
         if said is not None and other is not None and said != (one != other):
             raise cells.wrong("flipped", row, f"{one != other}: label is {one!r}, base_label {other!r}")
-    templates: list[Any] = [()] * n
-    if "template" in cells:
-        of_base = cells.every("template", is_template, "text or an integer")
-        of_sources = cells.each("source_template", "source_templates", is_template, "text or an integer", lengths)
-        of_sources = of_sources or [(t,) * k for t, k in zip(of_base, lengths, strict=True)]
-        templates = [(one, *others) for one, others in zip(of_base, of_sources, strict=True)]
+    templates = _templates(cells, lengths)
     answers = cells.each("source_label", "source_labels", is_text, "text", lengths) or [()] * n
     others: list[Any] = [None] * n
     if "other_variable" in cells or "other_label" in cells:
@@ -110,6 +105,24 @@ def _variables(cells: Cells, lengths: Sequence[int]) -> list[Any]:
         if len(set(names)) < len(names):
             raise cells.wrong("variables", row, "each variable once")
     return variables
+
+
+def _templates(cells: Cells, lengths: Sequence[int]) -> list[Any]:
+    """Return the templates of each row's base and sources, which are the base's unless they are said; none without."""
+    if "template" not in cells:
+        if "source_template" in cells or "source_templates" in cells:
+            raise IITKitError(f"{cells.table.name} names the sources' templates: expected a column 'template' as well")
+        return [()] * len(lengths)
+    expected = "text or an integer, of one kind in every row"
+    kind = next(type(cell) for cell in cells.columns["template"] if cell is not None)
+
+    def fits(cell: Any) -> bool:
+        return is_template(cell) and type(cell) is kind
+
+    of_base = cells.every("template", fits, expected)
+    of_sources = cells.each("source_template", "source_templates", fits, expected, lengths)
+    of_sources = of_sources or [(t,) * k for t, k in zip(of_base, lengths, strict=True)]
+    return [(one, *others) for one, others in zip(of_base, of_sources, strict=True)]
 
 
 def _is_flag(value: Any) -> bool:

@@ -243,7 +243,7 @@ def find_files(folder: Path, config: str | None, where: str) -> dict[str, list[P
         IITKitError: no file, an unknown split, one split in two formats.
     """
     readme, there = folder / README, _visible(folder)
-    if any(name.rpartition("/")[2] == "dataset_info.json" for name in there):
+    if {"dataset_dict.json", "dataset_info.json"} & set(there):
         raise IITKitError(f"{where} was written by save_to_disk: write it with to_json or to_parquet instead")
     found: dict[str, list[str]] = {}
     for split, patterns in declared(front_matter(readme) if readme.is_file() else {}, config, where):

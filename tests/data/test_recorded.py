@@ -411,7 +411,7 @@ def test_utf8_with_a_mark_blank_lines_and_windows_line_ends(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([plain(0), plain(1, label=12)], "p.jsonl line 2: column 'label' is 12 (int): expected text (a number that is"),
+        ([plain(0), plain(1, label=12)], "p.jsonl line 2: column 'label' is 12 (int): expected text, in quotes"),
         ([plain(0, label=True)], "p.jsonl line 1: column 'label' is True (bool): expected text"),
         ([plain(0), plain(1, label=None)], "p.jsonl line 2: column 'label' is empty: expected text"),
         ([plain(0), plain(1, label="")], "p.jsonl line 2: column 'label' is '' (str): expected text"),
@@ -431,6 +431,11 @@ def test_utf8_with_a_mark_blank_lines_and_windows_line_ends(tmp_path: Path) -> N
         ([plain(0, sources=["q"])], "has columns 'source' and 'sources': keep one of them"),
         ([plain(0, variables=["a", "a"])], "column 'variables' is ['a', 'a'] (list): expected each variable once"),
         ([plain(0, template=1.5)], "column 'template' is 1.5 (float): expected text or an integer"),
+        (
+            [plain(0, template=1), plain(1, template="x")],
+            "line 2: column 'template' is 'x' (str): expected text or",
+        ),
+        ([plain(0, source_template=1)], "p.jsonl names the sources' templates: expected a column 'template' as well"),
         ([plain(0, other_variable="a")], "expected columns other_variable and other_label, or neither"),
         (
             [{"base": "p", "sources": ["q", "r"], "label": " a"}],
@@ -664,6 +669,8 @@ def test_paths_that_are_not_there(tmp_path: Path) -> None:
         Recorded("p.jsonl")
     with pytest.raises(IITKitError, match=r"'data/p.jsonl': no such file or folder"):  # not user data's repo p.jsonl
         Recorded("data/p.jsonl")
+    with pytest.raises(IITKitError, match=r"'': no such file or folder"):  # not the folder that one is in
+        Recorded("")
     with pytest.raises(IITKitError, match=r"'squad': no such file or folder.* or a Hub dataset user/name"):
         Recorded("squad")
     file = jsonl(tmp_path / "p.jsonl", [plain(i) for i in range(9)])
