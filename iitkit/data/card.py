@@ -114,7 +114,7 @@ def readme(
         ],
     }
     front = yaml.safe_dump({key: value for key, value in meta.items() if value}, sort_keys=False, allow_unicode=True)
-    where = card.repo_id or folder
+    where = card.repo_id or f"path/to/{folder}"
     made = {
         "iitkit": __version__,
         "numpy": np.__version__,

@@ -86,6 +86,8 @@ class Recorded:
         """Whether the prompts are no text; see :meth:`inputs`."""
         self.sources = len(every[0].sources)
         """Number of sources of a pair."""
+        self._twice = next((row.at for row in every if len(set(row.variables)) < len(row.variables)), None)
+        self._isolates = all(row.other is not None for row in every)
         named = [name for row in every for name in (*row.variables, *(row.other or ())[:1])]
         self._variables = list(dict.fromkeys(named)) or None
 
@@ -103,6 +105,23 @@ class Recorded:
         return shared
 
     # --- what the data module asks ---
+
+    def check(self, stages: int, isolates: bool) -> None:
+        """Check that the pairs are such as a module asks for.
+
+        Args:
+            stages: number of stages of source 0 → source 1 → … → base; 0 for none.
+            isolates: whether it needs the label under another variable's interchange.
+
+        Raises:
+            IITKitError: another number of sources, a variable of two sources outside stages, no other variable's label.
+        """
+        if stages and self.sources != stages:
+            raise IITKitError(f"model.stages: {stages} stages: the pairs of {self.name} have {self.sources} sources")
+        if not stages and self._twice is not None:
+            raise IITKitError(f"{self._twice}: a variable takes its value from two sources: expected each once")
+        if isolates and not self._isolates:
+            raise IITKitError(f"{self.name} has no columns other_variable and other_label, which isolating needs")
 
     def splits(self) -> list[str]:
         """Return the splits there are."""

@@ -101,7 +101,7 @@ def _variables(cells: Cells, lengths: Sequence[int]) -> list[Any]:
                 "variables that take their values from them"
             )
         variables = found or [()] * len(lengths)
-    for row, names in enumerate(variables):
+    for row, names in enumerate(variables if k == 1 else []):  # of several sources that is a matter of stages
         if len(set(names)) < len(names):
             raise cells.wrong("variables", row, "each variable once")
     return variables

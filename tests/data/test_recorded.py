@@ -201,6 +201,23 @@ def test_another_variable_to_isolate(tmp_path: Path) -> None:
     assert data.pairs("train", 0, ["a"]).other is None  # b is not placed
 
 
+def test_what_a_module_asks_for(tmp_path: Path) -> None:
+    row = {"base": "p", "sources": ["q", "r"], "label": " a", "base_label": " b", "variables": ["v", "v"]}
+    staged = read(tmp_path / "a", [row], splits={s: [row] for s in ("validation", "test")})
+    staged.check(2, isolates=False)
+    assert staged.pairs("train", 0, ["v"]).variables.tolist() == [[0, 0]]
+    with pytest.raises(IITKitError, match=r"train.jsonl line 1: a variable takes its value from two sources: expected"):
+        staged.check(0, isolates=False)
+    with pytest.raises(IITKitError, match=r"model.stages: 3 stages: the pairs of .* have 2 sources"):
+        staged.check(3, isolates=False)
+    with pytest.raises(IITKitError, match="has no columns other_variable and other_label, which isolating needs"):
+        staged.check(2, isolates=True)
+    row = plain(0, variable="a", other_variable="b", other_label=" b")
+    apart = read(tmp_path / "b", [row], splits={s: [row] for s in ("validation", "test")})
+    apart.check(0, isolates=True)
+    apart.check(0, isolates=False)
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [(["one", "two", "one"], [0, 1, 0]), ([4, 0, 4], [4, 0, 4])],
