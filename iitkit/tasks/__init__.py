@@ -2,7 +2,27 @@
 
 from iitkit.tasks.agreement import Agreement
 from iitkit.tasks.base import Task, words
+from iitkit.tasks.binary_addition import BinaryAddition
+from iitkit.tasks.boolean_tree import BooleanTree
+from iitkit.tasks.greater_than import GreaterThan
+from iitkit.tasks.hierarchical_equality import HierarchicalEquality
 from iitkit.tasks.indirect_object import IndirectObject
+from iitkit.tasks.modular_addition import ModularAddition
+from iitkit.tasks.price_tagging import PriceTagging
 from iitkit.tasks.pronoun_gender import PronounGender
+from iitkit.tasks.two_digit_addition import TwoDigitAddition
 
-__all__ = ["Agreement", "IndirectObject", "PronounGender", "Task", "words"]
+__all__ = [
+    "Agreement",
+    "BinaryAddition",
+    "BooleanTree",
+    "GreaterThan",
+    "HierarchicalEquality",
+    "IndirectObject",
+    "ModularAddition",
+    "PriceTagging",
+    "PronounGender",
+    "Task",
+    "TwoDigitAddition",
+    "words",
+]
