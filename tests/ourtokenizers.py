@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tiny import tiny_tokenizer
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 CHATML = (
@@ -37,3 +37,27 @@ def pieces(*given: str, lowercase: bool = False) -> PreTrainedTokenizerFast:
     if lowercase:
         made.normalizer = normalizers.Lowercase()
     return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]")  # type: ignore[no-untyped-call]
+
+
+def blanked(legacy: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer of SentencePiece's kind, whose pieces begin with ▁ for a blank, as Llama's and Gemma's do.
+
+    Args:
+        legacy: whether blanks are replaced in the whole text at once instead of word by word.
+    """
+    made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    if legacy:
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+    unblanked = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    made.decoder = decoders.Sequence(unblanked)  # type: ignore[arg-type]
+    text = ["When Mary saw John , gave to the park dog gave is are he she and The near"] * 3
+    alphabet = list("▁abcdefghijklmnopqrstuvwxyzWMJTZB.,:|<>\n")
+    pieces = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=pieces, initial_alphabet=alphabet, show_progress=False, max_token_length=6
+    )
+    made.train_from_iterator([word for line in text for word in line.split()], trainer)
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", unk_token="<unk>")  # type: ignore[no-untyped-call]

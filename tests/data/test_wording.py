@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 import pytest
-from ourtokenizers import CHATML, adding, chatting, pieces
+from ourtokenizers import CHATML, adding, blanked, chatting, pieces
 from tiny import tiny_tokenizer
 
 from iitkit.batch import Tokens
@@ -123,6 +123,21 @@ def test_a_token_behind_the_prompt_is_in_the_answer_s_place() -> None:
     wording = Wording(special_tokens=False)
     prompt = tokenise(tokenizer, [PROMPTS[0]], wording)[0]
     assert len(Answers(tokenizer, wording).candidates(prompt, [" Mary", " he"])) == 2
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("wording", [Wording(), Wording("Well: ", special_tokens=False), Wording(shots=SHOTS)], ids=str)
+def test_pieces_that_begin_with_their_blank(side: Padding, legacy: bool, wording: Wording) -> None:
+    tokenizer = blanked(legacy)
+    before, _ = wording.frame(tokenizer)
+    for ids, prompt in zip(check(tokenizer, wording, side), PROMPTS, strict=True):
+        assert ids == tokenizer(before + prompt.text, add_special_tokens=wording.adds_special_tokens)["input_ids"]
+    prompt = tokenise(tokenizer, [PROMPTS[0]], wording)[0]
+    assert [tokenizer.decode(ids) for ids in Answers(tokenizer, wording).candidates(prompt, [" Mary", " he"])] == [
+        "Mary",
+        "he",
+    ]
 
 
 # --- chats ---
