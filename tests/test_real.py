@@ -133,25 +133,25 @@ def test_boundless_finds_few_directions(fitted: Callable[[str], Path]) -> None:
 @pytest.mark.real
 def test_readme_python_blocks(fitted: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     with contextlib.chdir(fitted("das_smollm2")):
         for block in blocks:
             exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
-    assert capsys.readouterr().out.split() == ["he", "he", "he", "['", "8']"]
+    assert capsys.readouterr().out.split() == ["he", "he", "he", "['", "8']", "1.0", "0.0"]
 
 
 @pytest.mark.real
 def test_readme_commands(fitted: Callable[[str], Path]) -> None:
-    block = next(block for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if block.startswith("iitkit"))
-    lines = [shlex.split(line)[1:] for line in block.splitlines()]
-    assert {line[0] for line in lines} == {"fit", "test", "predict", "sites"}
+    blocks = [block for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if block.startswith("iitkit")]
+    lines = [shlex.split(line)[1:] for block in blocks for line in block.splitlines()]
+    assert {line[0] for line in lines} == {"fit", "test", "predict", "sites", "data"}
     with contextlib.chdir(fitted("das_smollm2")):
         for line in lines:
             if "--print_config" in line:
                 with pytest.raises(SystemExit) as stopped:
                     main(line)
                 assert stopped.value.code == 0
-            elif line[0] == "sites":
+            elif line[0] in ("sites", "data"):
                 assert main(line) == 0
             else:  # a batch of each is enough here: the tests of the command line run them whole on a tiny base
                 assert main([*line, "--trainer.fast_dev_run", "true", "--trainer.enable_progress_bar", "false"]) == 0

@@ -1,6 +1,23 @@
-"""Counterfactual pairs as tokens, positions and batches; the Lightning DataModule."""
+"""Counterfactual pairs as tokens, positions and batches; the Lightning DataModule.
 
-from iitkit.data.datamodule import CounterfactualDataModule
-from iitkit.data.options import Dataset, Sizes
+The names are imported when they are first used: reading a dataset or a prompt does not pay for Lightning.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from iitkit.data.datamodule import CounterfactualDataModule
+    from iitkit.data.options import Dataset, Sizes
+
+_HOMES = {"CounterfactualDataModule": "datamodule", "Dataset": "options", "Sizes": "options"}
 
 __all__ = ["CounterfactualDataModule", "Dataset", "Sizes"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'iitkit.data' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"iitkit.data.{_HOMES[name]}"), name)

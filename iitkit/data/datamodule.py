@@ -178,7 +178,9 @@ class CounterfactualDataModule(pl.LightningDataModule):
         self.names, self.variables, self.placements = found.names, found.variables, found.placements
         self.stage = found.stage
         self.design = replace(self.design, variables=self.variables, stages=found.stages, isolate=subject.isolates)
-        if isinstance(self.source, TaskPairs):
+        if isinstance(self.source, Recorded):
+            self.source.check(len(found.stages), subject.isolates)
+        else:
             self.source.design = replace(self.source.design, stages=found.stages, isolate=subject.isolates)
         self._subject, self.judged, self._kept = subject, {}, {}
         text = self.source.inputs("train") is None
