@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -76,7 +77,7 @@ def sample_inputs(
         setting, used = _draw(model, size, generator, templates, among, varying)
         drawn += size
         rows = _fine(model, setting, where).nonzero()[0]
-        fresh = _new(keys, np.stack([*(setting[slot] for slot in model.slots), used], 1), rows)[: n - found]
+        fresh = _new(keys, _keys(model, setting, used), rows)[: n - found]
         parts.append((take(setting, fresh), used[fresh]))
         found += len(fresh)
         if found == n or (found and not len(fresh)) or (not found and drawn >= HOPELESS):
@@ -207,6 +208,16 @@ def _fine(model: CausalModel, setting: Setting, where: Where | None) -> npt.NDAr
     return fine if where is None else fine & where(setting)
 
 
+def _keys(model: CausalModel, setting: Setting, used: Codes) -> npt.NDArray[np.int64]:
+    """Return what is equal where prompts are, [n] or [n, slots + 1]."""
+    domains = [model.domains[slot] for slot in model.slots]
+    columns = [*(setting[slot] for slot in model.slots), used]
+    sizes = [*(len(domain) for domain in domains), max(len(model.templates), 1)]
+    if all(domain.complete for domain in domains) and math.prod(sizes) < 2**62:
+        return np.ravel_multi_index(columns, sizes)  # numbers are sorted many times faster than rows
+    return np.stack(columns, 1)
+
+
 def _new(seen: list[npt.NDArray[np.int64]], keys: npt.NDArray[np.int64], rows: Codes) -> Codes:
     """Return the first of the given rows with each key that was not there before; remember the keys."""
     before = sum(len(part) for part in seen)
@@ -240,7 +251,7 @@ def _listed(
         raise IITKitError(unsatisfied(model, setting) if not model.allowed(setting).any() else _nothing_left(where))
     used = np.asarray(templates, dtype=np.int64)[generator.integers(len(templates), size=len(rows))]
     order = generator.permutation(len(rows))
-    keys = np.stack([*(setting[slot][rows] for slot in model.slots), used], 1)
+    keys = _keys(model, take(setting, rows), used)
     fresh = _new([], keys[order], np.arange(len(rows)))[:n]
     return take(setting, rows[order[fresh]]), used[order[fresh]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,21 @@ from iitkit.causal.plans import Plan, Together
 from iitkit.causal.variables import Codes
 from iitkit.errors import IITKitError, choices
 
-__all__ = ["Wishes", "balanced_values", "draw_sources", "rivals_of", "sample_inputs", "sample_sources", "take"]
+__all__ = [
+    "Wishes",
+    "balanced_values",
+    "draw_sources",
+    "rivals_of",
+    "sample_inputs",
+    "sample_sources",
+    "take",
+]
+
+TRIED = 16
+"""Sources that are tried at random before all values of a variable are."""
+
+CELLS = 1_000_000
+"""Labels that are computed at once where all of a variable's values are tried."""
 
 
 class Rival(Protocol):
@@ -97,12 +111,21 @@ def draw_sources(
     n, k = len(bases), plan.sources
     sources = np.zeros((n, k), dtype=np.int64)
     rows = np.arange(n)
-    drawn = _Drawing(pool, bases, plan, wishes, generator)
-    for attempt in range(ROUNDS):
-        sources[rows] = drawn.proposals(rows, valued=attempt < ROUNDS // 2)
-        rows = rows[~_right(model, pool, bases[rows], plan, sources[rows], rows, wishes)]
+    drawn = Drawing(pool, bases, plan, wishes, generator)
+    rounds = TRIED if by_value(plan, wishes) else ROUNDS
+    for attempt in range(rounds):
+        sources[rows] = drawn.proposals(rows, valued=attempt < rounds // 2)
+        rows = rows[~is_right(model, pool, bases[rows], plan, sources[rows], rows, wishes)]
         if not len(rows):
             break
+    if len(rows) and by_value(plan, wishes):
+        for v, name in enumerate(plan.variables):
+            mine = rows[plan.chosen[rows, 0] == v]
+            found = _of_right_value(model, pool, bases[mine], name, wishes.flipped[mine], generator)
+            sources[mine, 0] = found
+            if (found < 0).any():
+                raise IITKitError(_impossible(pool, bases, plan, wishes, int(mine[(found < 0).argmax()])))
+        rows = rows[:0]
     for row in rows.tolist():  # what is rare: look at all inputs as one source, beside others drawn
         for attempt in range(k if k == 1 else ROUNDS):
             which = attempt % k
@@ -117,7 +140,40 @@ def draw_sources(
     return sources, plan.after(model, pool, bases, sources, np.arange(n))
 
 
-class _Drawing:
+def by_value(plan: Plan, wishes: Wishes) -> TypeGuard[Together]:
+    """Whether nothing but the value of one variable matters of a source."""
+    return isinstance(plan, Together) and plan.chosen.shape[1] == 1 and wishes.groups is None and not wishes.rivals
+
+
+def changes_by_value(
+    model: CausalModel, pool: Setting, bases: Codes, name: str, values: Codes
+) -> npt.NDArray[np.bool_]:
+    """Return whether each value of a variable changes each base's label, [n, values]."""
+    found = np.zeros((len(bases), len(values)), dtype=bool)
+    step = max(1, CELLS // len(values))
+    for start in range(0, len(bases), step):
+        some = bases[start : start + step]
+        inputs = {x: np.repeat(pool[x][some], len(values)) for x in model.exogenous}
+        labels = model.run(inputs, do={name: np.tile(values, len(some))})[model.output].reshape(len(some), -1)
+        found[start : start + step] = labels != pool[model.output][some, None]
+    return found
+
+
+def _of_right_value(
+    model: CausalModel, pool: Setting, bases: Codes, name: str, wanted: Codes, generator: np.random.Generator
+) -> Codes:
+    """Return a source for each base whose value of a variable makes of the label what is wanted; −1 for none, [n]."""
+    values = np.unique(pool[name])
+    fits = changes_by_value(model, pool, bases, name, values) == (wanted[:, None] == 1)
+    weights = np.bincount(np.searchsorted(values, pool[name]))  # each fitting input is as likely as any other
+    bounds = np.cumsum(fits * weights, axis=1)
+    drawn = generator.random(len(bases)) * bounds[:, -1]
+    chosen = np.minimum((bounds <= drawn[:, None]).sum(1), len(values) - 1)
+    found = _Grouped(pool[name]).members(values[chosen], generator)
+    return np.where(bounds[:, -1] > 0, found, -1)
+
+
+class Drawing:
     """Proposes sources: any input, one of the base's group, or one with the value that is wished."""
 
     def __init__(self, pool: Setting, bases: Codes, plan: Plan, wishes: Wishes, generator: np.random.Generator) -> None:
@@ -170,7 +226,7 @@ class _Grouped:
         return found
 
 
-def _right(
+def is_right(
     model: CausalModel, pool: Setting, bases: Codes, plan: Plan, sources: Codes, rows: Codes, wishes: Wishes
 ) -> npt.NDArray[np.bool_]:
     """Return which pairs are as wished (but for their values, [m])."""
@@ -193,7 +249,7 @@ def _inputs_that(
     _, first, alike = np.unique(key, return_index=True, return_inverse=True)
     tried = np.repeat(sources[None], len(first), 0)
     tried[:, which] = among[first]
-    right = _right(model, pool, np.full(len(first), base), plan, tried, np.full(len(first), row), wishes)
+    right = is_right(model, pool, np.full(len(first), base), plan, tried, np.full(len(first), row), wishes)
     found: Codes = among[right[alike.reshape(-1)].nonzero()[0]]
     return found
 

@@ -234,18 +234,21 @@ class Mechanism:
         if values is None or len(values) != n:
             given = f"{len(values)} values" if values is not None else f"a {type(result).__name__}"
             raise IITKitError(f"mechanism {self.name!r} (vectorised) returned {given} for {n} rows: expected one a row")
-        codes: list[int] = []
-        known: dict[tuple[type, Hashable], int] = {}
-        for i, value in enumerate(values):
-            try:
-                code = known.get((type(value), value))
-            except TypeError:
-                code = None
-            if code is None:
-                where = {p: domains[p].values[c[i]] for p, c in zip(self.parents, parents, strict=True)}
-                code = known[type(value), value] = self._add(value, where)
-            codes.append(code)
-        return codes
+        if isinstance(result, np.ndarray) and result.dtype.kind in "biufU":
+            # each value once, in the order in which it first stands
+            _, first, inverse = np.unique(result, return_index=True, return_inverse=True)
+            order = np.argsort(first)
+            codes = np.empty(len(first), dtype=np.int64)
+            for k in order.tolist():
+                i = int(first[k])
+                codes[k] = self._add(values[i], self._where(parents, domains, i))
+            found: list[int] = codes[inverse.reshape(-1)].tolist()
+            return found
+        return [self._add(value, self._where(parents, domains, i)) for i, value in enumerate(values)]
+
+    def _where(self, parents: Sequence[Codes], domains: Mapping[str, Domain], i: int) -> dict[str, Hashable]:
+        """Return the parents' values in a row, for messages."""
+        return {p: domains[p].values[codes[i]] for p, codes in zip(self.parents, parents, strict=True)}
 
 
 def _is_list(value: Any) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, Protocol
 
 import numpy as np
 
 from iitkit.causal import CausalModel, Chain, Plan, Setting, Together, draw_sources
+from iitkit.causal.flipping import flips_asked
 from iitkit.causal.inputs import groups_of
 from iitkit.causal.sampling import Wishes, balanced_values, rivals_of, take
 from iitkit.causal.variables import Codes
@@ -147,16 +148,19 @@ def make_pairs(model: CausalModel, pool: Prompted, design: Design, n: int, gener
         for group in range(int(groups.max()) + 1):
             rows = (groups == group).nonzero()[0]
             wanted[rows] = generator.permutation(np.arange(len(rows)) < round(design.flipped * len(rows)))
-    values = None
-    if "variable" in design.balance:
-        assert isinstance(plan, Together)
-        values = balanced_values(model, pool.setting, base, plan, wanted, generator)
     wishes = Wishes(
         wanted,
         groups_of(model, pool.setting, pool.templates, design.differ_in) if design.differ_in else None,
-        values,
+        None,
         rivals_of(model, pool.setting, design.tell_apart, design.rivals),
     )
+    if design.flipped is not None:
+        base, wanted = flips_asked(model, pool.setting, base, plan, wishes, groups, generator)
+        wishes = replace(wishes, flipped=wanted)
+    if "variable" in design.balance:
+        assert isinstance(plan, Together)
+        values = balanced_values(model, pool.setting, base, plan, wishes.flipped, generator)
+        wishes = replace(wishes, values=values)
     sources, after = draw_sources(model, pool.setting, base, plan, wishes, generator)
     labels = model.answers(after, model.output)
     before = model.answers(take(pool.setting, base), model.output)
