@@ -190,10 +190,12 @@ def _check_span(tokenizer: Any, prompts: Prompts, texts: Sequence[Text], name: s
     at = rows.flat + np.repeat(prompts.ids.starts[:-1], rows.lengths)
     padded, _ = Ragged(prompts.ids.flat[at], rows.starts).padded(range(len(rows)), -1)
     words = [text.text[slice(*text.spans[name])].strip() for text in texts]
-    distinct: dict[tuple[tuple[int, ...], str], int] = {}
-    for row, key in enumerate(zip(map(tuple, padded.tolist()), words, strict=True)):
+    # bytes are made and compared far faster than lists of numbers
+    keys = padded.astype(np.int32).view(f"V{4 * padded.shape[1]}").ravel().tolist()
+    distinct: dict[tuple[bytes, str], int] = {}
+    for row, key in enumerate(zip(keys, words, strict=True)):
         distinct.setdefault(key, row)
-    tokens = [[token for token in ids if token >= 0] for ids, _ in distinct]
+    tokens = [[token for token in np.frombuffer(ids, np.int32).tolist() if token >= 0] for ids, _ in distinct]
     for ids, said, ((_, word), row) in zip(tokens, decoded(tokenizer, tokens), distinct.items(), strict=True):
         if said.strip() == word or (not _unknown(tokenizer, ids) and said.strip() == _alone(tokenizer, word)):
             continue
