@@ -11,6 +11,7 @@ from iitkit.tasks.modular_addition import ModularAddition
 from iitkit.tasks.price_tagging import PriceTagging
 from iitkit.tasks.pronoun_gender import PronounGender
 from iitkit.tasks.two_digit_addition import TwoDigitAddition
+from iitkit.tasks.written import Hypothesis
 
 __all__ = [
     "Agreement",
@@ -18,6 +19,7 @@ __all__ = [
     "BooleanTree",
     "GreaterThan",
     "HierarchicalEquality",
+    "Hypothesis",
     "IndirectObject",
     "ModularAddition",
     "PriceTagging",
