@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -152,3 +155,39 @@ def test_help_says_what_there_is() -> None:
     ran = iitkit("data")
     assert ran.code == 2
     assert "data, model are missing" in ran.err
+
+
+SCRIPT = """
+import os, sys
+
+import loopback
+
+with loopback.hub() as hub:
+    os.environ.update(loopback.environment(hub.url, sys.argv[2]))
+    from iitkit.cli import main
+
+    code = main(["data", "--config", sys.argv[1], "--push", "user/pairs", "--private", "true"])
+    repo = hub.repos["datasets", "user/pairs"]
+    print(code, repo.private, sorted(repo.files("main")))
+    from iitkit.data.recorded import Recorded
+
+    read = Recorded("user/pairs")
+    print([read.size(split, ["number"]) for split in ("train", "validation", "test", "test_templates")])
+"""
+
+
+def test_pairs_are_pushed_and_read_from_the_hub(agreement: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(agreement), str(tmp_path / "hf")],
+        cwd=Path(__file__).resolve().parents[1],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *_, pushed, listed, sizes = done.stdout.strip().splitlines()
+    assert pushed.startswith("pushed: user/pairs at ")
+    splits = ("test", "test_templates", "train", "validation")
+    assert listed == f"0 True {sorted(['.gitattributes', 'README.md', *(f'{split}.jsonl' for split in splits)])}"
+    assert sizes == "[24, 12, 12, 8]"
