@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-Reduce = Callable[[Tensor, Sequence[int]], Tensor]
-"""Makes of logits [n, B, (T,) vocabulary] of some cells (their numbers) what is kept of them, [n, …]."""
+Reduce = Callable[[Tensor], Tensor]
+"""Makes of logits [n, B, (T,) vocabulary] of some cells what is kept of them, [n, …]; looks at each by itself."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Part:
 
     Args:
         cells: their numbers.
-        values: logits [n, B, (T,) vocabulary], or what the reducer made of them; of failed cells nothing.
-        failed: number → what went wrong, in one line.
+        values: logits [n, B, (T,) vocabulary], or what the reducer made of them; of cells that failed nothing.
+        failed: number → what went wrong, in one line; these are not in ``cells``.
         filled: whether they were filled in from the unedited run, as they cannot change anything.
     """
 
@@ -37,7 +37,7 @@ class Progress:
         done: cells that are done, failed ones too.
         cells: all cells.
         share: share of the work that is done, 0 to 1.
-        left: seconds left, from the speed so far; None before anything ran.
+        left: seconds left, from the speed so far; None before anything was run.
     """
 
     done: int
@@ -53,10 +53,10 @@ class Cost:
     Args:
         cells: all cells.
         filled: how many of them cannot change anything.
-        steps: tokens × layers that are run.
+        steps: tokens × layers that are run, padding included.
         plain: tokens × layers of one hooked forward per cell.
         seconds: about how long, from the speed of what this engine ran so far.
-        memory: bytes that are needed beside the network, at most.
+        memory: about how many bytes at most, beside the network and what runs keep.
         mode: how it is run: ``tokens``, ``layers`` or ``plain``.
     """
 
@@ -95,3 +95,12 @@ class Found:
         wide = base if base.is_floating_point() else base.double()
         values = wide.new_full((cells, *base.shape), torch.nan)
         return Found(values, base, {}, torch.zeros(cells, dtype=torch.bool), torch.zeros(cells, dtype=torch.bool))
+
+    def add(self, part: Part) -> None:
+        """Enter a part."""
+        if len(part.cells):
+            which = torch.tensor(list(part.cells))
+            self.values[which] = part.values.to(self.values)
+            self.done[which], self.filled[which] = True, part.filled
+        for number, why in part.failed.items():
+            self.failed[number], self.done[number] = why, True

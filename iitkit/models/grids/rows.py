@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,13 +80,15 @@ class Rows:
         given = None if self.embeddings is None else self.embeddings[rows]
         return Rows(tokens, given, None if self.read is None else self.read[rows])
 
-    def columns(self, given: Tensor | int | list[int]) -> Tensor:
+    def columns(self, given: Tensor | int | Sequence[int]) -> Tensor:
         """Return columns [B, n] from what a patch names: an integer, or integers [n] or [B, n]; −1 for none.
 
         Raises:
             IITKitError: another shape, or a column that is no token of its row.
         """
-        found = torch.as_tensor(given, device=self.tokens.ids.device)
+        found = torch.as_tensor(
+            given if isinstance(given, Tensor | int) else list(given), device=self.tokens.ids.device
+        )
         if found.is_floating_point() or found.dtype == torch.bool or found.dim() > 2:
             raise IITKitError(
                 f"columns {tuple(found.shape)} ({found.dtype}): expected integers, [n] or [{len(self)}, n]"
