@@ -24,7 +24,7 @@ UNITS = {
     "iia": "share",
 }
 """Part of a metric's name → unit of its values; the first that fits counts."""
-FROM_ZERO = ("recovered", "attribution", "effect", "kl")
+FROM_ZERO = ("recovered", "attribution", "effect")
 """Metrics that are 0 where nothing happens; the others are looked at from the run into which is patched."""
 BASELINES = ("nothing", "corrupt")
 

@@ -112,7 +112,7 @@ def test_failed_cells_are_hatched_and_missing_ones_dotted() -> None:
         ("logit_difference", {}, {}, (-3.0, 3.0)),
         ("recovered_logit_difference", {"nothing": -1.0, "clean": 4.0}, {}, (-4.0, 4.0)),
         ("indirect_effect", {"corrupt": -1.0}, {}, (-3.0, 3.0)),
-        ("kl", {"nothing": 2.0}, {}, (-3.0, 3.0)),
+        ("kl_from_clean", {"nothing": 2.0}, {}, (-2.0, 6.0)),
     ],
 )
 def test_the_middle_and_the_reach_of_the_colours(
