@@ -391,7 +391,9 @@ def _sign(op: ast.operator) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A YAML block's lines as one, where that cannot change what they mean."""
-    text = text.strip()
-    whole = not any(mark in text for mark in ("#", "'''", '"""', "\\"))
-    return " ".join(line.strip() for line in text.splitlines()) if whole else text
+    """A YAML block's lines as one, where that cannot change what they mean: no line ends within quotes."""
+    lines = text.strip().splitlines() if "\n" in text.strip() else []
+    odd = any(line.count(mark) % 2 for line in lines for mark in "'\"")
+    if not lines or odd or any(mark in text for mark in "#\\\u2028\u2029\x0b\x0c\x1c\x1d\x1e\x85"):
+        return text.strip()
+    return " ".join(line.strip() for line in lines)

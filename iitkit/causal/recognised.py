@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,15 +10,24 @@ from typing import Any
 import numpy as np
 
 from iitkit.causal.expressions import DEEPEST, LONGEST_TEXT
+from iitkit.causal.plain import freeze
 from iitkit.causal.variables import Codes, Domain
+from iitkit.errors import IITKitError
 
 BRANCHES = 6
 """Most values of a variable that an expression tells apart."""
 
+_SIGNS: dict[str, Callable[[Codes, Codes], Any]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
 BRANCHINGS = 3
 """Most variables that it tells apart, one within the other."""
-
-_PLAIN = (str, int, float, bool)
 
 
 @dataclass(frozen=True)
@@ -33,8 +43,8 @@ class _Part:
 def recognised(codes: Codes, parents: Sequence[Domain], results: Domain) -> str | None:
     """Return an expression that equals a table in every entry, or None where no simple one is found.
 
-    Tried are a constant, a parent's value (as it is, as text, as text behind a blank), whether two parents are equal,
-    and choices between these by the values of parents that have few.
+    Tried are a constant, a parent's value (as it is, as text, as text behind a blank), how two parents
+    compare, and choices between these by the values of parents that have few.
 
     Args:
         codes: codes of the results by the parents' codes, one axis for each parent.
@@ -47,7 +57,7 @@ def recognised(codes: Codes, parents: Sequence[Domain], results: Domain) -> str 
 
 
 def _found(part: _Part, branchings: int) -> str | None:
-    for guess in (_constant, _copy, _equality):
+    for guess in (_constant, _copy, _comparison):
         text = guess(part)
         if text is not None:
             return text
@@ -58,7 +68,15 @@ def _found(part: _Part, branchings: int) -> str | None:
 def _constant(part: _Part) -> str | None:
     first = part.codes.flat[0]
     value = part.results.values[int(first)]
-    return repr(value) if type(value) in _PLAIN and (part.codes == first).all() else None
+    return repr(value) if _plain(value) and (part.codes == first).all() else None
+
+
+def _plain(value: Hashable) -> bool:
+    """Whether an expression can hold a value as it is written."""
+    try:
+        return type(value) in (str, int, float, bool) and freeze(value, "") == value
+    except IITKitError:
+        return False
 
 
 def _along(part: _Part, axis: int, result: Callable[[Any], Hashable]) -> bool:
@@ -74,7 +92,7 @@ def _copy(part: _Part) -> str | None:
     for axis, parent in enumerate(part.parents):
         if _along(part, axis, lambda value: value):
             return parent.name
-        if all(type(value) in _PLAIN for value in parent.values):
+        if all(_plain(value) for value in parent.values):
             if _along(part, axis, str):
                 return f"str({parent.name})"
             if _along(part, axis, lambda value: f" {value}"):
@@ -82,25 +100,34 @@ def _copy(part: _Part) -> str | None:
     return None
 
 
-def _equality(part: _Part) -> str | None:
+def _comparison(part: _Part) -> str | None:
     if any(type(value) is not bool for value in part.results.values):
         return None
     truths = np.asarray(part.results.values)[part.codes]
-    for i, one in enumerate(part.parents):
-        for j, other in enumerate(part.parents[:i]):
-            equal = np.asarray([[a == b for a in one.values] for b in other.values])
-            shape = [len(d) if axis in (i, j) else 1 for axis, d in enumerate(part.parents)]
-            if (truths == equal.reshape(shape)).all():
-                return f"{other.name} == {one.name}"
-            if (truths != equal.reshape(shape)).all():
-                return f"{other.name} != {one.name}"
+    for j, right in enumerate(part.parents):
+        for i, left in enumerate(part.parents[:j]):
+            numbers, ordered = _numbered([*left.values, *right.values])
+            shapes = [[-1 if axis == at else 1 for axis in range(len(part.parents))] for at in (i, j)]
+            a, b = numbers[: len(left)].reshape(shapes[0]), numbers[len(left) :].reshape(shapes[1])
+            for sign, compare in _SIGNS.items():
+                if (ordered or sign in ("==", "!=")) and bool((truths == compare(a, b)).all()):
+                    return f"{left.name} {sign} {right.name}"
     return None
+
+
+def _numbered(values: Sequence[Hashable]) -> tuple[Codes, bool]:
+    """Return numbers that compare as values do, and whether they do so beyond being equal."""
+    kinds = {type(value) for value in values}
+    ordered = kinds == {str} or kinds <= {int, float, bool}
+    known = dict.fromkeys(values)
+    places = {value: i for i, value in enumerate(sorted(known) if ordered else known)}  # type: ignore[type-var]
+    return np.asarray([places[value] for value in values], dtype=np.int64), ordered
 
 
 def _choices(part: _Part, branchings: int) -> Iterator[str]:
     for axis, parent in enumerate(part.parents):
         values = parent.values
-        distinct = len(set(values)) == len(values) and all(type(value) in _PLAIN for value in values)
+        distinct = len(set(values)) == len(values) and all(_plain(value) for value in values)
         if not 2 <= len(values) <= BRANCHES or not distinct:
             continue
         others = [other for i, other in enumerate(part.parents) if i != axis]

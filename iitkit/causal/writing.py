@@ -11,7 +11,7 @@ import numpy as np
 from iitkit.causal.encodings import Symbols, Vectors
 from iitkit.causal.expressions import Expression
 from iitkit.causal.model import CausalModel
-from iitkit.causal.operations import short
+from iitkit.causal.plain import freeze
 from iitkit.causal.recognised import recognised
 from iitkit.causal.tabled import Condition
 from iitkit.causal.variables import Codes, Mechanism
@@ -76,11 +76,11 @@ def _prompt(model: CausalModel) -> Any:
 
 def _plain(value: Any, where: str) -> Any:
     """Return a value as YAML holds it, a tuple as a list."""
-    if isinstance(value, tuple):
-        return [_plain(item, where) for item in value]
-    if type(value) not in (str, int, float, bool):
-        raise IITKitError(f"{where}: {short(value)} ({type(value).__name__}) is no text, number or list of such")
-    return value
+    return _thawed(freeze(value, where))
+
+
+def _thawed(value: Hashable) -> Any:
+    return [_thawed(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _written(model: CausalModel, mechanism: Mechanism, what: str) -> Any:

@@ -83,6 +83,8 @@ def value(text: str) -> Any:
         ("bool(empty), float(a)", (False, 7.0)),
         ("  a + b\n", 4),
         ("a +\n  b", 4),
+        ("noun + 'a\u2028b'", "doga\u2028b"),
+        ('noun +\n\n "it is" +\n "x"', "dogit isx"),
     ],
 )
 def test_by_hand(text: str, expected: object) -> None:
@@ -152,7 +154,7 @@ def grown(rng: random.Random, depth: int) -> str:
 def test_random_expressions_mean_what_they_mean_in_python() -> None:
     rng = random.Random(0)
     agreed = failed = stricter = 0
-    for _ in range(20_000):
+    for _ in range(6_000):
         text = grown(rng, rng.randint(1, 4))
         expected = outcome(lambda text=text: eval(text, dict(VALUES)))
         found = outcome(lambda text=text: value(text.replace("tuple(sorted", "(sorted")))
@@ -167,9 +169,9 @@ def test_random_expressions_mean_what_they_mean_in_python() -> None:
         else:
             assert any(word in str(found) for word in STRICTER), (text, found)
             stricter += 1
-    assert agreed > 4000
-    assert failed > 2000
-    assert stricter < 3000
+    assert agreed > 1200
+    assert failed > 600
+    assert stricter < 1000
 
 
 # --- what is refused when it is read ---
@@ -225,6 +227,8 @@ REFUSED = {
     "a; b": (2, "invalid syntax"),
     "a = b": (3, "invalid syntax"),
     "import os": (1, "invalid syntax"),
+    "noun + 'two\nlines'": (8, "unterminated string literal"),
+    "noun +\n'a\u2028 b'": (7, "invalid syntax"),
     "'é' + noun.real": (7, "attribute .real"),  # columns are of characters
     "'\\d' + noun": (1, "invalid escape sequence"),
     "a\0": (1, "null bytes"),
@@ -340,11 +344,11 @@ BOMBS = [
 @pytest.mark.parametrize("text", BOMBS, ids=lambda text: text[:12])
 def test_bombs_are_refused_at_once(text: str) -> None:
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(IITKitError) as caught:
         Expression("v", text)
     assert len(str(caught.value)) < 400
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert tracemalloc.get_traced_memory()[1] < 30e6
     tracemalloc.stop()
 
@@ -363,12 +367,12 @@ def test_bombs_are_refused_at_once(text: str) -> None:
 def test_long_values_are_refused_at_once(text: str) -> None:
     grow = Expression("v", text)
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     for given in ("x" * 9_000, tuple(range(900)), ("x" * 9_000,) * 900):
         found = outcome(lambda given=given: grow(a=given))
         assert type(found) is ValueError
         assert len(str(found)) < 400
-    assert time.perf_counter() - start < 5  # 0.05 measured
+    assert time.process_time() - start < 5  # 0.05 measured
     assert tracemalloc.get_traced_memory()[1] < 30e6
     tracemalloc.stop()
 
@@ -378,7 +382,7 @@ def test_long_values_are_refused_at_once(text: str) -> None:
 )
 def test_variables_that_build_on_one_another_stay_small(text: str) -> None:
     grow = Expression("v", text)
-    start = time.perf_counter()
+    start = time.process_time()
     for first in ("x" * 10, 3, (1, 2), 2.0):
         now: Any = first
         try:
@@ -388,7 +392,7 @@ def test_variables_that_build_on_one_another_stay_small(text: str) -> None:
             continue
         assert isinstance(now, float)
         assert math.isfinite(now)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_as_deep_as_is_allowed() -> None:
@@ -436,7 +440,7 @@ def test_two_of_each_character_break_nothing() -> None:
 
 def test_a_million_calls_are_seconds() -> None:
     expression = Expression("v", "name_b if position == 'first' else name_a")
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(100_000):
         expression(name_a="Mary", name_b="John", position="first")
-    assert time.perf_counter() - start < 1  # 0.07 measured
+    assert time.process_time() - start < 1  # 0.07 measured

@@ -21,7 +21,7 @@ from iitkit.causal.recognised import recognised
 from iitkit.causal.variables import Domain
 from iitkit.causal.written import from_mapping, from_yaml, to_mapping
 from iitkit.errors import IITKitError
-from iitkit.tasks import Agreement, IndirectObject, PronounGender
+from iitkit.tasks import Agreement, IndirectObject, PriceTagging, PronounGender
 
 WRITTEN: dict[str, Any] = {
     "prompt": ["The {subject} near the {size} {other}", "By the {other} of {size}, the {subject}"],
@@ -263,13 +263,13 @@ WRONG: list[tuple[str, Any, str]] = [
 
 @pytest.mark.parametrize(("path", "value", "message"), WRONG, ids=[f"{path}={str(to)[:30]}" for path, to, _ in WRONG])
 def test_wrong_models(path: str, value: Any, message: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(IITKitError) as caught:
         from_mapping(changed(path, value))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_no_mapping() -> None:
@@ -359,10 +359,10 @@ def test_aliases_of_aliases_are_refused_at_once(key: str, line: str, tmp_path: P
     bomb += [f"  l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]" for i in range(1, 12)]
     rest = {"variables": "variables: {noun: [dog]}", "mechanisms": "mechanisms: {verb: noun}", key: line}
     text = "\n".join(["prompt: '{noun}'", "output: verb", "constraints:", *bomb, *rest.values()])
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(IITKitError, match="given a list of more than 1000 items, or more than 12 deep"):
         from_yaml(write(tmp_path, text))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 # --- writing, and reading what was written ---
@@ -481,12 +481,12 @@ def named(name: str, parents: list[str], function: Callable[..., Hashable]) -> C
     return made
 
 
-@pytest.mark.parametrize("kind", [Agreement, IndirectObject, PronounGender])
+@pytest.mark.parametrize("kind", [Agreement, IndirectObject, PronounGender, PriceTagging])
 def test_tasks_come_back_the_same(kind: Any) -> None:
     model = kind().model
-    start = time.perf_counter()
+    start = time.process_time()
     back = through_yaml(model)
-    assert time.perf_counter() - start < 15
+    assert time.process_time() - start < 15
     rng = random.Random(0)
     inputs = {name: rng.choices(domain.values, k=2000) for name, domain in model.exogenous.items()}
     same(model, back, inputs)
@@ -528,10 +528,12 @@ def test_what_cannot_be_written() -> None:
 
     with pytest.raises(IITKitError, match=r"variable x is open: a model is written with the lists of its values"):
         to_mapping(model(x=Open(lambda generator, n: [0] * n)))
-    with pytest.raises(IITKitError, match=r"variable 'x': frozenset\(\) \(frozenset\) is no text, number or list"):
+    with pytest.raises(IITKitError, match=r"variable 'x': given frozenset\(\) \(frozenset\), expected text, a number"):
         to_mapping(model(x=[frozenset()]))
     with pytest.raises(IITKitError, match="inputs of Images are made by a function, which is no plain value"):
         to_mapping(model(Images((1, 1, 1), lambda x: np.full((1, 1, 1), x)), x=[0, 1]))
+    with pytest.raises(IITKitError, match=r"variable 'x': given inf, expected a number that is finite"):
+        to_mapping(model(x=[1.0, float("inf")]))
     many = {"x": list(range(300)), "y": list(range(300))}
     with pytest.raises(IITKitError, match="'answer' has 90000 entries, 50000 at most: write it as an expression"):
         to_mapping(model("{x} {y}", **many))
@@ -554,6 +556,8 @@ def domain(name: str, *values: Hashable) -> Domain:
         ("f' {x}'", {"x": ["a", True]}),
         ("x == y", {"x": [1, 2, 3], "y": [2, 3, 4, 1]}),
         ("x != y", {"x": [1, 2, 3], "z": [0, 1], "y": [2, 3, 4, 1]}),
+        ("x < y", {"x": [3, 1, 2.5], "y": [2, 2.5]}),
+        ("x >= y", {"x": ["b", "a"], "y": ["ab", "a", "b"]}),
         ("x if flag else y", {"flag": [False, True], "x": [1, 2, 3], "y": [4, 2, 3]}),
         ("x if flag == 'a' else y if flag == 'b' else 7", {"flag": ["a", "b", "c"], "x": [1, 2], "y": [4, 2]}),
         ("x if flag == 1 else f' {y}'", {"flag": [0, 1, 2], "x": [1, 2], "y": [4, 2]}),
@@ -578,6 +582,13 @@ def test_what_is_not_recognised() -> None:
     assert recognised(np.array([0, 1, 0, 0, 1, 1, 0]), [x], v) is None
     assert recognised(np.zeros(7, dtype=np.int64), [x], v) is None  # a constant has no parents
     assert recognised(np.array([0, 1]), [domain("flag", 1, True)], v) is None  # which Python takes for one
+
+
+def test_a_number_that_cannot_be_written_is_no_name() -> None:
+    """``inf`` would be read as a variable."""
+    x, v = domain("x", *range(20)), domain("v", float("inf"), 10**30)
+    flag = domain("flag", False, True)
+    assert recognised(np.repeat([[0], [1]], 20, axis=1), [flag, x], v) is None
 
 
 def test_warnings_are_the_models_own() -> None:
