@@ -150,7 +150,7 @@ class Answers:
                 if special and (behind := self._behind(text, ids)):
                     raise IITKitError(
                         f"label {form!r} cannot follow {text!r}: the tokenizer puts {behind!r} behind it; set "
-                        "wording.special_tokens to false"
+                        "data.special_tokens to false"
                     )
                 raise IITKitError(
                     f"label {form!r} does not stand as tokens of its own behind {text!r}: "

@@ -144,14 +144,14 @@ def _cut(
     too_many = (extra > 0) & (until > stop)
     for row in too_many.nonzero()[0].tolist():
         raise IITKitError(
-            f"wording.max_tokens: {most}: no token of the prompt itself would be left of {texts[row]!r}, which has "
+            f"data.max_tokens: {most}: no token of the prompt itself would be left of {texts[row]!r}, which has "
             f"{lengths[row]} tokens: allow more"
         )
     lo, hi = spans[:, :, 0], spans[:, :, 1]
     lost = (lo < until[:, None]) & (hi > first[:, None]) & (lo >= 0) & (extra > 0)[:, None]
     for row, j in zip(*(found.tolist() for found in lost.nonzero()), strict=True):
         raise IITKitError(
-            f"wording.max_tokens: {most}: span {slots[j]!r} would be cut from {texts[row]!r}, which has {lengths[row]} "
+            f"data.max_tokens: {most}: span {slots[j]!r} would be cut from {texts[row]!r}, which has {lengths[row]} "
             f"tokens: allow {lengths[row] - max(0, int(lo[row, j] - first[row]))}"
         )
     spans -= np.where((lo >= until[:, None]) & (lo >= 0), extra[:, None], 0)[:, :, None].astype(spans.dtype)

@@ -59,12 +59,12 @@ class Wording:
 
     def __post_init__(self) -> None:
         if self.system is not None and not self.chat:
-            raise IITKitError("wording.system: there is a system turn only in a chat: set chat to true, or use prefix")
+            raise IITKitError("data.system: there is a system turn only in a chat: set chat to true, or use prefix")
         for i, shot in enumerate(self.shots):
             if isinstance(shot, str) or len(shot) != 2 or not all(isinstance(part, str) for part in shot):
-                raise IITKitError(f"wording.shots[{i}]: {shot!r}: expected two texts, a prompt and its answer")
+                raise IITKitError(f"data.shots[{i}]: {shot!r}: expected two texts, a prompt and its answer")
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise IITKitError(f"wording.max_tokens: {self.max_tokens}: expected 1 or more")
+            raise IITKitError(f"data.max_tokens: {self.max_tokens}: expected 1 or more")
 
     @property
     def adds_special_tokens(self) -> bool:
@@ -86,7 +86,7 @@ class Wording:
         before, *after = self._chats(tokenizer, [_MARK])[0].split(_MARK)
         if len(after) != 1:
             raise IITKitError(
-                f"wording.chat: the tokenizer's template writes the prompt as it is {len(after)} times, not once"
+                f"data.chat: the tokenizer's template writes the prompt as it is {len(after)} times, not once"
             )
         return self.prefix + before, after[0]
 
@@ -106,7 +106,7 @@ class Wording:
             for prompt, text, chat in zip(prompts, texts, self._chats(tokenizer, prompts), strict=True):
                 if self.prefix + chat != text:
                     raise IITKitError(
-                        f"wording.chat: the tokenizer's template alters the prompt {prompt!r}, so its spans are lost: "
+                        f"data.chat: the tokenizer's template alters the prompt {prompt!r}, so its spans are lost: "
                         "write it without blanks at its ends, or set chat to false"
                     )
         return Worded(texts, before, after, len(before) if self.chat else len(self.prefix))
@@ -114,7 +114,7 @@ class Wording:
     def _chats(self, tokenizer: Any, prompts: Sequence[str], opened: bool = True) -> list[str]:
         if not getattr(tokenizer, "chat_template", None):
             raise IITKitError(
-                "wording.chat: the tokenizer has no chat template: use an instruction-tuned model, or set chat to false"
+                "data.chat: the tokenizer has no chat template: use an instruction-tuned model, or set chat to false"
             )
         turns = [] if self.system is None else [{"role": "system", "content": self.system}]
         for prompt, answer in self.shots:
@@ -123,5 +123,5 @@ class Wording:
         try:
             found: list[str] = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=opened)
         except Exception as error:  # a template is a program of its own
-            raise IITKitError(f"wording.chat: the tokenizer's template refuses these turns: {error}") from error
+            raise IITKitError(f"data.chat: the tokenizer's template refuses these turns: {error}") from error
         return found

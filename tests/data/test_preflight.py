@@ -58,7 +58,7 @@ def test_no_pad_token() -> None:
 
 def test_no_chat_template() -> None:
     (line,) = found(tiny_tokenizer(), [AGREE], VERBS, Wording(chat=True))
-    assert line.startswith("error: wording.chat: the tokenizer has no chat template")
+    assert line.startswith("error: data.chat: the tokenizer has no chat template")
 
 
 def test_a_chat_template_that_does_not_open_the_answer() -> None:
@@ -184,4 +184,4 @@ def test_examples_that_run_into_the_prompt() -> None:
 def test_what_cannot_be_tokenised_is_one_error() -> None:
     lines = found(tiny_tokenizer(), [AGREE], VERBS, Wording(max_tokens=2))
     assert len(lines) == 1
-    assert lines[0].startswith("error: wording.max_tokens: 2: span 'subject' would be cut from 'The dog near the park'")
+    assert lines[0].startswith("error: data.max_tokens: 2: span 'subject' would be cut from 'The dog near the park'")

@@ -118,7 +118,7 @@ def test_a_token_behind_the_prompt_is_in_the_answer_s_place() -> None:
     tokenizer = adding(behind="<|endoftext|>")
     prompt = tokenise(tokenizer, [PROMPTS[0]])[0]
     assert prompt.ids[-1] == 0
-    with pytest.raises(IITKitError, match=r"puts '<\|endoftext\|>' behind it; set wording.special_tokens to false"):
+    with pytest.raises(IITKitError, match=r"puts '<\|endoftext\|>' behind it; set data.special_tokens to false"):
         Answers(tokenizer).candidates(prompt, [" Mary", " he"])
     wording = Wording(special_tokens=False)
     prompt = tokenise(tokenizer, [PROMPTS[0]], wording)[0]
@@ -184,7 +184,7 @@ def test_answers_in_a_chat_begin_without_their_space() -> None:
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (None, "wording.chat: the tokenizer has no chat template"),
+        (None, "data.chat: the tokenizer has no chat template"),
         (CHATML.replace("['content']", "['content'] | upper"), "writes the prompt as it is 0 times, not once"),
         (CHATML.replace("['content']", "['content'] | replace('Mary', 'Ma ry')"), "alters the prompt 'When Mary saw"),
         (CHATML.replace("['content'] }}", "['content'] }}{{ message['content'] }}"), "the prompt as it is 2 times"),
@@ -313,11 +313,11 @@ def test_a_chat_loses_tokens_of_the_prompt_only() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"system": "Be short."}, "wording.system: there is a system turn only in a chat"),
-        ({"shots": ["The dog is"]}, r"wording.shots[0]: 'The dog is': expected two texts"),
-        ({"shots": [("a", "b"), ("a", "b", "c")]}, r"wording.shots[1]: ('a', 'b', 'c'): expected two texts"),
-        ({"shots": [("a", 1)]}, r"wording.shots[0]: ('a', 1): expected two texts"),
-        ({"max_tokens": 0}, "wording.max_tokens: 0: expected 1 or more"),
+        ({"system": "Be short."}, "data.system: there is a system turn only in a chat"),
+        ({"shots": ["The dog is"]}, r"data.shots[0]: 'The dog is': expected two texts"),
+        ({"shots": [("a", "b"), ("a", "b", "c")]}, r"data.shots[1]: ('a', 'b', 'c'): expected two texts"),
+        ({"shots": [("a", 1)]}, r"data.shots[0]: ('a', 1): expected two texts"),
+        ({"max_tokens": 0}, "data.max_tokens: 0: expected 1 or more"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
