@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -91,19 +92,16 @@ class Ways:
         way = self.left[0]
         if self.checked or way.name == "plain" or not len(units):
             return True
-        units, plain = _told(base, whole, units.take(_sample(units)))
-        if plain is None:
+        units = units.take(_sample(units))
+        units, theirs = _told(base, whole, units.take(units.join.argsort(stable=True)))
+        if theirs is None:
             return True  # all of them fail plainly too: it is not the way that is wrong
         try:
-            units = units.take(units.join.argsort(stable=True))
-            order = units.cell * len(base.rows) + units.row
             final = Sweep(base, units, way.name == "tokens").run(table)
             ours = self.network.tail(final)
         except Exception as error:
             self.less(f"{type(error).__name__}: {error}".splitlines()[0])
             return False
-        known = plain[1]
-        theirs = plain[0][torch.searchsorted(known, order).to(plain[0].device)]
         tolerance = 1e-4 if precision(self.network.model)[1] in ("float32", "float64") else 5e-2
         off = float((ours - theirs).abs().max() / theirs.abs().max())
         if not off <= tolerance:
@@ -124,28 +122,21 @@ _SAID = {
 
 
 def _sample(units: Units) -> Tensor:
-    """Return units that can tell most: of low layers, of late positions, and one between."""
-    far = units.before * 10_000
-    picked = [(far - units.join).argmax(), (far + units.join).argmax(), (-units.join * 10_000 + units.before).argmax()]
-    picked.append(torch.tensor(len(units) // 2))
+    """Return units that can tell most: of late positions, of low layers, and one between."""
+    late, low = units.before * 10_000, -units.join * 10_000
+    picked = [(late - units.join).argmax(), (low - units.before).argmax(), torch.tensor(len(units) // 2)]
     found: Tensor = torch.unique(torch.stack([x.reshape(()) for x in picked]))
     return found
 
 
-def _told(base: Run, whole: Table, units: Units) -> tuple[Units, tuple[Tensor, Tensor] | None]:
-    """Return the units that run plainly, with their logits and, in order, their numbers; None where none does."""
+def _told(base: Run, whole: Table, units: Units) -> tuple[Units, Tensor | None]:
+    """Return the units that run plainly, with their logits; None where none does."""
+    with suppress(Exception):  # what is wrong with a cell is said when it is run
+        return units, hooked(base, whole, units)
     found: list[Tensor] = []
     good: list[int] = []
     for i in range(len(units)):
-        one = units.take(torch.tensor([i]))
-        try:
-            found.append(hooked(base, whole, one))
+        with suppress(Exception):
+            found.append(hooked(base, whole, units.take(torch.tensor([i]))))
             good.append(i)
-        except Exception:  # what is wrong with the cell is said when it is run
-            continue
-    if not good:
-        return units, None
-    units = units.take(torch.tensor(good))
-    numbers = units.cell * len(base.rows) + units.row
-    order = numbers.argsort()
-    return units, (torch.cat(found)[order.to(found[0].device)], numbers[order])
+    return units.take(torch.tensor(good, dtype=torch.long)), torch.cat(found) if found else None

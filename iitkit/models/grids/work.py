@@ -41,7 +41,7 @@ class Work:
         limits = self.engine.limits(way.growing)
         each = limits.work(self.base.rows.tokens.ids.numel() * limits.layers, limits.layers, self.rows * self.reads)
         table = self.job.table(way.causal, False)
-        bands = [table.units(cells) for cells in torch.split(swept, self._at_once())]
+        bands = [table.units(cells) for cells in _parts(swept, self._at_once())]
         plans = [list(batches(units, limits)) for units in bands]
         self.all = each * len(plainly) + sum(
             self._work(units.take(batch), limits) for units, plan in zip(bands, plans, strict=True) for batch in plan
@@ -70,7 +70,7 @@ class Work:
         except Exception as error:
             yield self._told([], None, dict.fromkeys(cells.tolist(), _line(error)))
             return
-        for some in torch.split(cells, max(1, self.job.logits_at_once() // self.rows)):
+        for some in _parts(cells, self.job.logits_at_once() // self.rows):
             yield self._told(some.tolist(), values.expand(len(some), *values.shape[1:]), {}, filled=True)
 
     # --- swept ---
@@ -96,7 +96,7 @@ class Work:
             self.engine.note(work, time.perf_counter() - begun)
             if failed:
                 yield self._told([], None, failed)
-            for some in torch.split(ready, max(1, self.job.logits_at_once() // self.rows)):
+            for some in _parts(ready, self.job.logits_at_once() // self.rows):
                 yield from self._handed(cells[some].tolist(), self._logits(final[some], ran[some]))
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ class Work:
     def _plainly(self, table: Table, cells: Tensor, limits: Limits, each: float) -> Iterator[Part]:
         width = self.base.rows.tokens.ids.shape[1]
         most = min(limits.units(width, 0), self.job.logits_at_once())
-        for some in torch.split(cells, max(1, most // self.rows)) if len(cells) else ():
+        for some in _parts(cells, most // self.rows):
             begun = time.perf_counter()
             failed: dict[int, str] = {}
             found = self._hooked(table, some, most, failed)
@@ -147,9 +147,7 @@ class Work:
     def _hooked(self, table: Table, cells: Tensor, most: int, failed: dict[int, str]) -> list[tuple[list[int], Tensor]]:
         units = table.units(cells)
         try:
-            logits = [
-                hooked(self.base, table, units.take(part)) for part in torch.split(torch.arange(len(units)), most)
-            ]
+            logits = [hooked(self.base, table, units.take(part)) for part in _parts(torch.arange(len(units)), most)]
         except Exception as error:
             if len(cells) == 1:
                 failed[int(cells[0])] = _line(error)
@@ -188,6 +186,12 @@ class Work:
             left = spent * (1 - share) / share if self.ran else (None if self.all else 0.0)
             self.progress(Progress(self.done, len(self.job.cells), share, left))
         return Part(cells, torch.empty(0) if values is None else values, failed, filled)
+
+
+def _parts(which: Tensor, most: int) -> tuple[Tensor, ...]:
+    """Return parts of at most so many, at least one each; none of nothing."""
+    found: tuple[Tensor, ...] = torch.split(which, max(1, most))
+    return found if len(which) else ()
 
 
 def _line(error: Exception) -> str:
