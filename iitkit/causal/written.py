@@ -177,6 +177,8 @@ def _computation(name: str, said: Any, what: str) -> tuple[Expression | Table, l
     if not isinstance(said, Mapping):
         raise IITKitError(f"{where}: given {short(said)}, expected an expression (in quotes) or {{of: …, table: …}}")
     for key in said:
+        if "." in str(key):  # from the command line
+            raise IITKitError(f"{where}: {key!r} cannot be set by itself: give the whole mechanism")
         if key not in ENTRIES:
             raise IITKitError(f"{where} has no key {key!r}.{did_you_mean(key, ENTRIES)} It has {choices(ENTRIES)}")
     domain = None if said.get("domain") is None else _values(said["domain"], f"{where}: domain")

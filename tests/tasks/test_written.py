@@ -203,6 +203,7 @@ REFUSED = {
     "--data.task.mechanisms.reflexive=' a' if numbr else ' b'": "parent 'numbr' is no variable. Did you mean 'number'?",
     "--data.task.mechanisms.reflexive=[3]": "mechanism 'reflexive': given [3], expected an expression (in quotes) or",
     "--data.task.mechanisms.number={of: plural, tabel: {}}": "'number' has no key 'tabel'. Did you mean 'table'?",
+    "--data.task.mechanisms.number.table.yes=x": "'number': 'table.yes' cannot be set by itself: give the whole mechanism",
     "--data.task.variables.noun=dog": "variables.noun: given 'dog', expected the list of its values",
     "--data.task.variables.noun=[yes, boy]": "variable 'noun' has the value True beside text: quote it",
     "--data.task.variables.noun=[a, b]": "no word of 'noun' (2 words) is left for the",
