@@ -8,13 +8,14 @@ other network is run with plain hooks, with the same results.
     engine = Engine(model)
     base, source = engine.run(Rows(base_tokens)), engine.run(Rows(source_tokens))
     cells = [Patch(layer, columns=p, source=source) for layer in range(30) for p in range(9)]
-    found = engine.table(base, cells, lambda logits, cells: logits.log_softmax(-1)[..., answer])   # [270, rows]
+    found = engine.table(base, cells, lambda logits: logits.log_softmax(-1)[..., answer])   # [270, rows]
 """
 
 from iitkit.models.grids.cells import Cell, Patch
 from iitkit.models.grids.engine import Engine
 from iitkit.models.grids.found import Cost, Found, Part, Progress
+from iitkit.models.grids.paths import Receiver
 from iitkit.models.grids.rows import Rows
 from iitkit.models.grids.run import Run
 
-__all__ = ["Cell", "Cost", "Engine", "Found", "Part", "Patch", "Progress", "Rows", "Run"]
+__all__ = ["Cell", "Cost", "Engine", "Found", "Part", "Patch", "Progress", "Receiver", "Rows", "Run"]

@@ -7,20 +7,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from iitkit.errors import IITKitError
 from iitkit.models.grids.cells import Cell
 from iitkit.models.grids.found import Cost, Found, Part, Progress, Reduce
 from iitkit.models.grids.job import Job
 from iitkit.models.grids.network import Item, Network
+from iitkit.models.grids.paths import Paths, Receiver, along
 from iitkit.models.grids.planning import MOST, PASS, Limits
 from iitkit.models.grids.resolve import Resolver
 from iitkit.models.grids.rows import Rows
 from iitkit.models.grids.run import Run
+from iitkit.models.grids.slopes import slopes
 from iitkit.models.grids.ways import Ways
 from iitkit.models.grids.work import Work
 from iitkit.models.replay.store import free_bytes
+from iitkit.models.sites import OUTSIDE
 
 
 class Engine:
@@ -49,20 +52,20 @@ class Engine:
         self._memory = memory
         self._done, self._spent = 0.0, 0.0
 
-    def run(self, rows: Rows, keep: Iterable[Item] = (), start: bool = True) -> Run:
+    def run(self, rows: Rows, keep: Iterable[Item | str] = (), start: bool = True) -> Run:
         """Run rows unedited.
 
         Args:
             rows: what to run.
-            keep: (layer, component) pairs to keep beside the block outputs, all heads of them; what is missed later is
-                computed by another run.
+            keep: (layer, component) pairs to keep beside the block outputs, all heads of them, or components, which are
+                meant in all layers; what is missed later is computed by another run.
             start: whether cells will start from it, so that the residual stream, keys and values are kept.
 
         Raises:
             IITKitError: a layer or component that is not there.
         """
         begun = time.perf_counter()
-        run = Run(self, rows, keep, start)
+        run = Run(self, rows.to(self.network.device), self.items(keep), start)
         layers, tokens = len(self.network), rows.tokens.ids.numel()
         kind = self.network.device.type
         self.note(layers * (tokens + PASS.get(kind, PASS["cuda"])), time.perf_counter() - begun)
@@ -109,13 +112,76 @@ class Engine:
             found.interrupted = True
         return found
 
+    def paths(
+        self,
+        base: Run,
+        senders: Sequence[Cell],
+        receivers: Sequence[Receiver],
+        reduce: Reduce,
+        hold: Sequence[str] = ("attention", "mlp"),
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Found:
+        """Return what a reducer keeps of each sender's direct effect: path patching.
+
+        The sender is changed and what stands behind it is held at what it is in the base, so that its change reaches
+        the receivers along the residual stream only; then the base is run with what that makes of the receivers.
+
+        Args:
+            base: the run that is edited.
+            senders: cells of block, attention or MLP outputs, or heads.
+            receivers: what is then patched, all of them at once; none for the direct effect on the logits.
+            reduce: gets logits.
+            hold: what is held: ``attention``, ``mlp`` or both. With ``attention`` alone, paths lead through MLPs too.
+            progress: is told how far it is.
+
+        Raises:
+            IITKitError: a sender or receiver that is not there or whose change is held.
+        """
+        return along(Paths(self, base, receivers, hold), senders, reduce, progress)
+
+    def edited(self, base: Run, cell: Cell, keep: Iterable[Item | str] = ()) -> Run:
+        """Run rows with one cell's edits; what the run makes and keeps is what it is under them.
+
+        Such a run serves as a source, and for what is looked at in it; cells cannot start from it.
+        """
+        return Run(self, base.rows, self.items(keep), start=False, edits=self.job(base, [cell]))
+
+    def slopes(self, rows: Rows, items: Iterable[Item | str], metric: Callable[[Tensor], Tensor]) -> dict[Item, Tensor]:
+        """Return the gradient of a metric with respect to components, in one forward and one backward.
+
+        Args:
+            rows: what is run, unedited.
+            items: (layer, component) pairs, or components, which are meant in all layers.
+            metric: makes of logits [B, (T,) vocabulary] one number, or one for each row.
+
+        Returns:
+            (layer, component) → [B, S, (heads,) width]; 0 where a position reaches nothing that is read.
+        """
+        return slopes(self.network, rows.to(self.network.device), self.items(items), metric)
+
+    def lens(self, hidden: Tensor) -> Tensor:
+        """Return what final norm and head make of residual streams, [n, T, width] → [n, T, vocabulary]."""
+        self.network.look()
+        return self.network.tail(hidden)
+
+    def items(self, given: Iterable[Item | str]) -> list[Item]:
+        """Return (layer, component) pairs; a component alone is meant in all layers."""
+        found: list[Item] = []
+        for item in given:
+            if isinstance(item, str) and item not in OUTSIDE:
+                found += [(layer, item) for layer in range(len(self.network))]
+            else:
+                found.append((None, item) if isinstance(item, str) else item)
+        return found
+
     def cost(self, base: Run, cells: Sequence[Cell]) -> Cost:
         """Estimate what cells take, without running any."""
-        job = self.job(base, cells)
-        return job.cost()
+        return self.job(base, cells).cost()
 
     def job(self, base: Run, cells: Sequence[Cell]) -> Job:
         """Resolve cells, with all checks."""
+        if base.edits is not None:
+            raise IITKitError("the base is an edited run: cells start from unedited ones")
         if base.engine is not self:
             raise IITKitError("the base was run by another engine: run it with this one")
         resolver = Resolver(self.network, base)

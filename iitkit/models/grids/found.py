@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from iitkit.errors import IITKitError
+
 Reduce = Callable[[Tensor], Tensor]
 """Makes of logits [n, B, (T,) vocabulary] of some cells what is kept of them, [n, …]; looks at each by itself."""
 
@@ -27,6 +29,11 @@ class Part:
     values: Tensor
     failed: Mapping[int, str] = field(default_factory=dict)
     filled: bool = False
+
+    def numbered(self, numbers: Sequence[int]) -> Part:
+        """Return it with other numbers of the cells: ``numbers[i]`` for i."""
+        failed = {numbers[i]: why for i, why in self.failed.items()}
+        return Part([numbers[i] for i in self.cells], self.values, failed, self.filled)
 
 
 @dataclass(frozen=True)
@@ -104,3 +111,9 @@ class Found:
             self.done[which], self.filled[which] = True, part.filled
         for number, why in part.failed.items():
             self.failed[number], self.done[number] = why, True
+
+
+def first_line(error: Exception) -> str:
+    """Say what went wrong in one line."""
+    said = str(error).strip().splitlines()
+    return said[0] if said and isinstance(error, IITKitError) else ": ".join([type(error).__name__, *said[:1]])

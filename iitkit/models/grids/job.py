@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from iitkit.models.editing import Visit
 from iitkit.models.grids.found import Cost
+from iitkit.models.grids.network import Item
 from iitkit.models.grids.planning import batches, steps
 from iitkit.models.grids.resolve import Edit
 from iitkit.models.grids.run import Run
-from iitkit.models.grids.table import Table
+from iitkit.models.grids.table import Table, Units
 from iitkit.models.grids.ways import Way
+from iitkit.models.location import Location
 
 if TYPE_CHECKING:
     from iitkit.models.grids.engine import Engine
@@ -31,6 +35,16 @@ class Job:
     def __init__(self, engine: Engine, base: Run, cells: Sequence[Sequence[Edit]]) -> None:
         self.engine, self.base, self.cells = engine, base, cells
         self._tables: dict[tuple[bool, bool], Table] = {}
+
+    def prefetch(self) -> None:
+        """Let each source keep what is taken from it, in one run each."""
+        wanted: dict[int, tuple[Run, list[Item]]] = {}
+        for edit in (edit for cell in self.cells for edit in cell):
+            if (source := edit.patch.source) is not None:
+                wanted.setdefault(id(source), (source, []))[1].append(edit.item)
+        for source, items in wanted.values():
+            with suppress(Exception):  # what is wrong with one of them is said by its cells
+                source.keep(items)
 
     def way(self) -> Way:
         """Return the way that holds, found out on some of the cells where it is not known yet."""
@@ -50,6 +64,14 @@ class Job:
         if key not in self._tables:
             self._tables[key] = Table(self.base, self.cells, len(self.engine.network), causal, whole)
         return self._tables[key]
+
+    def visits(self) -> list[tuple[Location, Visit]]:
+        """Return what edits all of the base's rows, of the first cell."""
+        self.prefetch()
+        table = Table(self.base, self.cells[:1], len(self.engine.network), causal=False, whole=True)
+        rows = torch.arange(len(self.base.rows))
+        none = torch.zeros_like(rows)
+        return [(location, visit) for _, location, visit in table.visits(Units(none, rows, none, none, none), "base")]
 
     def split(self, way: Way) -> tuple[Tensor, Tensor, Tensor]:
         """Return the cells that are swept, those that are run plainly, and those that change nothing."""

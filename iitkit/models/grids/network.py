@@ -67,6 +67,7 @@ class Network:
         self.single = len(stacks) == 1
         self.outputs: int | None = None
         """Length of the tuple that a block returns, None for a bare tensor; known after a run."""
+        self._looked = False
         self._locations: dict[tuple[int | None, str, Any], Location] = {}
 
     def __len__(self) -> int:
@@ -103,14 +104,22 @@ class Network:
         return sum(parameter.numel() for parameter in untyped.get_output_embeddings().parameters())
 
     @torch.no_grad()
-    def run(self, rows: Rows, items: Sequence[Item], start: bool, logits: bool = True) -> Made:
-        """Run rows unedited.
+    def run(
+        self,
+        rows: Rows,
+        items: Sequence[Item],
+        start: bool,
+        logits: bool = True,
+        edits: Sequence[tuple[Location, Visit]] = (),
+    ) -> Made:
+        """Run rows.
 
         Args:
             rows: what to run.
             items: components to hand over.
             start: whether to hand over the residual stream, keys and values.
             logits: whether to go on to the head.
+            edits: edits of the run; what is handed over is as they leave it.
         """
         made: dict[Item, Tensor] = {}
         entries: dict[int, Tensor] = {}
@@ -122,7 +131,7 @@ class Network:
 
         with ExitStack() as stack:
             visits = [(self.location(*item), _keeping(made, item)) for item in dict.fromkeys(items)]
-            stack.enter_context(visiting([*self.embedded(rows.embeddings), *visits]))
+            stack.enter_context(visiting([*self.embedded(rows.embeddings), *edits, *visits]))
             cache: DynamicCache | None = None
             if start:
                 stack.enter_context(visiting(self._residual(entries)))
@@ -148,7 +157,13 @@ class Network:
         return found
 
     def _look(self, module: nn.Module, args: object, output: object) -> None:
-        self.outputs = len(output) if isinstance(output, tuple) else None
+        self._looked, self.outputs = True, len(output) if isinstance(output, tuple) else None
+
+    def look(self) -> None:
+        """See what blocks return, where no run has shown it yet."""
+        if not self._looked:
+            one = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+            self.run(Rows(Tokens(one, torch.ones_like(one))), (), start=False, logits=False)
 
     def embedded(self, embeddings: Tensor | None) -> list[tuple[Location, Visit]]:
         """Return the visit that puts given embeddings in the place of the network's own."""

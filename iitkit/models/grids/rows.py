@@ -74,6 +74,13 @@ class Rows:
         """Whether one column of each row is read, so that logits have no axis of their own for it."""
         return self.read is None or self.read.dim() == 1
 
+    def to(self, device: torch.device) -> Rows:
+        """Return the rows on a device."""
+        if self.tokens.ids.device == device:
+            return self
+        given, read = (None if x is None else x.to(device) for x in (self.embeddings, self.read))
+        return Rows(self.tokens.to(device), given, read)
+
     def take(self, rows: Tensor) -> Rows:
         """Return some of the rows, by index."""
         tokens = Tokens(self.tokens.ids[rows], self.tokens.mask[rows])

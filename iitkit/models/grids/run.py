@@ -1,37 +1,41 @@
-"""One unedited run and what it made, kept for the cells that start from it or take their values from it."""
+"""One run and what it made, kept for the cells that start from it or take their values from it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from iitkit.errors import IITKitError
-from iitkit.models.grids.network import RESIDUAL, Item, Network
+from iitkit.models.grids.network import RESIDUAL, Item, Made, Network
 from iitkit.models.grids.rows import Rows
 from iitkit.models.sites import Head
 
 if TYPE_CHECKING:
     from iitkit.models.grids.engine import Engine
+    from iitkit.models.grids.job import Job
 
 
 class Run:
-    """An unedited run; made by :meth:`iitkit.models.grids.engine.Engine.run`.
+    """A run; made by :meth:`iitkit.models.grids.engine.Engine.run`, or ``edited``.
 
     Args:
         engine: whose network was run.
         rows: what was run.
         keep: (layer, component) pairs to keep beside the residual stream, all heads of them.
         start: whether cells will start from it: keeps the residual stream, keys and values of all layers.
+        edits: what edits it, where it is an edited run.
     """
 
-    def __init__(self, engine: Engine, rows: Rows, keep: Iterable[Item] = (), start: bool = True) -> None:
-        self.engine, self.rows = engine, rows
+    def __init__(
+        self, engine: Engine, rows: Rows, keep: Iterable[Item] = (), start: bool = True, edits: Job | None = None
+    ) -> None:
+        self.engine, self.rows, self.edits = engine, rows, edits
         self.starts, self.lengths = rows.starts.cpu(), (rows.stops - rows.starts).cpu()
         """Column of each row's first token, and the number of its tokens, [B], on the CPU."""
-        made = self.network.run(rows, _items(keep), start)
+        made = self._run(_items(keep), start)
         assert made.logits is not None
         self.reading, self._logits = made.logits, made.logits[:, 0] if rows.alone else made.logits
         self.entries, self.keys, self.values = made.entries, made.keys, made.values
@@ -74,7 +78,7 @@ class Run:
         """Compute what of these is not kept yet, in one run."""
         missing = [item for item in _items(items) if self._kept(item) is None]
         if missing:
-            self._items |= self.network.run(self.rows, missing, start=False, logits=False).items
+            self._items |= self._run(missing, start=False, logits=False).items
 
     def _kept(self, item: Item) -> Tensor | None:
         layer, component = item
@@ -83,10 +87,14 @@ class Run:
             return self.entries[layer + int(component == "block_output")]
         return self._items.get(item)
 
+    def _run(self, items: Sequence[Item], start: bool, logits: bool = True) -> Made:
+        visits = [] if self.edits is None else self.edits.visits()
+        return self.network.run(self.rows, items, start, logits, visits)
+
     def restart(self) -> None:
         """Keep the residual stream, keys and values, where that was left out."""
         if not self.entries:
-            made = self.network.run(self.rows, (), start=True, logits=False)
+            made = self._run((), start=True, logits=False)
             self.entries, self.keys, self.values = made.entries, made.keys, made.values
 
     def shared(self, other: Run, rows: Tensor) -> Tensor:
@@ -100,6 +108,8 @@ class Run:
             same = rows == torch.arange(len(self.rows))
             if bool(same.all()):
                 return self.lengths
+        if self.edits is not None or other.edits is not None:
+            return torch.zeros_like(self.lengths)
         ours, theirs = _compact(self), _compact(other)
         width = min(ours[0].shape[1], theirs[0].shape[1])
         equal = ours[0][:, :width] == theirs[0][rows, :width]

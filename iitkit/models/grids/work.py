@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from iitkit.models.grids.found import Part, Progress, Reduce
+from iitkit.models.grids.found import Part, Progress, Reduce, first_line
 from iitkit.models.grids.hooked import hooked
 from iitkit.models.grids.job import Job
 from iitkit.models.grids.planning import Limits, batches, steps
@@ -36,6 +36,7 @@ class Work:
 
     def parts(self) -> Iterator[Part]:
         """Yield the cells as they are done."""
+        self.job.prefetch()
         way = self.job.way()
         swept, plainly, filled = self.job.split(way)
         limits = self.engine.limits(way.growing)
@@ -68,7 +69,7 @@ class Work:
             with torch.no_grad():
                 values = self.reduce(self.base.logits[None])
         except Exception as error:
-            yield self._told([], None, dict.fromkeys(cells.tolist(), _line(error)))
+            yield self._told([], None, dict.fromkeys(cells.tolist(), first_line(error)))
             return
         for some in _parts(cells, self.job.logits_at_once() // self.rows):
             yield self._told(some.tolist(), values.expand(len(some), *values.shape[1:]), {}, filled=True)
@@ -84,20 +85,23 @@ class Work:
         ran = torch.zeros(len(cells), self.rows, dtype=torch.bool)
         ran[of, units.row] = True
         for batch in plan:
-            begun, work = time.perf_counter(), self._work(units.take(batch), limits)
-            failed: dict[int, str] = {}
+            begun, failed = time.perf_counter(), dict[int, str]()
             self._sweep(table, units, batch, of, final, failed)
+            self.engine.note(limits.work(*steps(units.take(batch), limits), 0), time.perf_counter() - begun)
             left -= torch.bincount(of[batch], minlength=len(cells))
             ready = ((left == 0) & torch.bincount(of[batch], minlength=len(cells)).bool()).nonzero()[:, 0]
             failed = {number: why for number, why in failed.items() if number not in self.failed}
             self.failed |= failed
             ready = ready[torch.tensor([int(cells[i]) not in self.failed for i in ready], dtype=torch.bool)]
-            self.ran += work
-            self.engine.note(work, time.perf_counter() - begun)
+            self.ran += self._work(units.take(batch), limits)
             if failed:
                 yield self._told([], None, failed)
             for some in _parts(ready, self.job.logits_at_once() // self.rows):
-                yield from self._handed(cells[some].tolist(), self._logits(final[some], ran[some]))
+                begun = time.perf_counter()
+                logits = self._logits(final[some], ran[some])
+                reads = int(ran[some].sum()) * self.reads
+                self.engine.note(limits.work(0, 0, reads), time.perf_counter() - begun)
+                yield from self._handed(cells[some].tolist(), logits)
 
     @torch.no_grad()
     def _sweep(
@@ -108,7 +112,7 @@ class Work:
             found = Sweep(self.base, some, table.causal).run(table)
         except Exception as error:
             if len(batch) == 1:
-                failed.setdefault(int(some.cell[0]), _line(error))
+                failed.setdefault(int(some.cell[0]), first_line(error))
                 return
             for half in batch.tensor_split(2):
                 self._sweep(table, units, half, of, final, failed)
@@ -133,8 +137,7 @@ class Work:
         width = self.base.rows.tokens.ids.shape[1]
         most = min(limits.units(width, 0), self.job.logits_at_once())
         for some in _parts(cells, most // self.rows):
-            begun = time.perf_counter()
-            failed: dict[int, str] = {}
+            begun, failed = time.perf_counter(), dict[int, str]()
             found = self._hooked(table, some, most, failed)
             self.failed |= failed
             self.ran += each * len(some)
@@ -150,7 +153,7 @@ class Work:
             logits = [hooked(self.base, table, units.take(part)) for part in _parts(torch.arange(len(units)), most)]
         except Exception as error:
             if len(cells) == 1:
-                failed[int(cells[0])] = _line(error)
+                failed[int(cells[0])] = first_line(error)
                 return []
             return [part for half in cells.tensor_split(2) for part in self._hooked(table, half, most, failed)]
         found = self.base.reading.expand(len(cells), -1, -1, -1).clone()
@@ -170,7 +173,7 @@ class Work:
                 raise ValueError(f"the reducer made {tuple(values.shape)} of {len(cells)} cells")
         except Exception as error:
             if len(cells) == 1:
-                yield self._told([], None, {cells[0]: _line(error)})
+                yield self._told([], None, {cells[0]: first_line(error)})
                 return
             for i, cell in enumerate(cells):
                 yield from self._handed([cell], logits[i : i + 1])
@@ -192,8 +195,3 @@ def _parts(which: Tensor, most: int) -> tuple[Tensor, ...]:
     """Return parts of at most so many, at least one each; none of nothing."""
     found: tuple[Tensor, ...] = torch.split(which, max(1, most))
     return found if len(which) else ()
-
-
-def _line(error: Exception) -> str:
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__

@@ -1,0 +1,208 @@
+"""Path patching: what a sender does to receivers directly, with everything between them held as it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from iitkit.errors import IITKitError, choices
+from iitkit.models.editing import Stopped, Visit, stopping, visiting
+from iitkit.models.grids.cells import Cell, Patch
+from iitkit.models.grids.found import Found, Progress, Reduce, first_line
+from iitkit.models.grids.network import Item
+from iitkit.models.grids.run import Run
+from iitkit.models.grids.table import Table, Units
+from iitkit.models.location import Location
+from iitkit.models.runs import call
+from iitkit.models.sites import Head
+
+if TYPE_CHECKING:
+    from iitkit.models.grids.engine import Engine
+
+HELD = {"attention": "attention_value_output", "mlp": "mlp_output"}
+"""What may be held → the component that holds it."""
+
+SENDERS = ("block_input", "block_output", "attention_output", "attention_value_output", "mlp_output")
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """What a path ends in.
+
+    Args:
+        layer: index of the block; None for ``final_norm``.
+        component: any component: what the sender's change makes of it is put there.
+        head: index of a head, or several; all unless said.
+        columns: columns of the base's tokens, [n] or [B, n]; all unless said.
+    """
+
+    layer: int | None
+    component: str
+    head: Head = None
+    columns: Tensor | int | Sequence[int] | None = None
+
+
+class Paths:
+    """Makes of senders the cells in which the receivers alone have what the sender's change makes of them.
+
+    Args:
+        engine: runs it.
+        base: the run that is edited.
+        receivers: the paths' ends; none for the logits themselves.
+        hold: what is held at what it is in the base: ``attention``, ``mlp`` or both. What is not held is computed anew,
+            and counts as part of the path.
+    """
+
+    def __init__(self, engine: Engine, base: Run, receivers: Sequence[Receiver], hold: Sequence[str]) -> None:
+        if unknown := [what for what in hold if what not in HELD]:
+            raise IITKitError(f"hold {unknown[0]!r}: expected some of {choices(HELD)}")
+        self.engine, self.base, self.receivers, self.hold = engine, base, list(receivers), list(hold)
+        self.columns = [base.rows.columns(r.columns) if r.columns is not None else None for r in self.receivers]
+        self.causal = False
+        for receiver in self.receivers:
+            engine.network.location(receiver.layer, receiver.component, receiver.head)
+
+    def held(self, sender: Cell) -> list[Patch]:
+        """Return a cell in which a sender is changed and what stands behind it is held.
+
+        Raises:
+            IITKitError: a sender whose change what is held would undo.
+        """
+        patches = [sender] if isinstance(sender, Patch) else list(sender)
+        layers: list[int] = []
+        for patch in patches:
+            if patch.component.removeprefix("head_") not in SENDERS:
+                raise IITKitError(
+                    f"sender {patch.component}: what it changes in its own layer is held: send from one of "
+                    f"{choices([*SENDERS, 'head_attention_value_output'])}"
+                )
+            given = [patch.layer] if isinstance(patch.layer, int) else list(patch.layer or ())
+            layers += [layer + int(patch.component == "block_output") for layer in given]
+        behind = range(min(layers), len(self.engine.network))
+        holds = [Patch(layer, HELD[what], source=self.base) for layer in behind for what in self.hold]
+        return [*holds, *patches]
+
+    def cells(self, senders: Sequence[Cell]) -> list[Cell]:
+        """Return the receivers' cells, one for each sender."""
+        if not self.receivers:
+            return [self.held(sender) for sender in senders]
+        job = self.engine.job(self.base, [self.held(sender) for sender in senders])
+        self.causal = job.way().causal
+        table = Table(self.base, job.cells, len(self.engine.network), causal=False, whole=True)
+        units = table.units(torch.arange(len(senders)))
+        seen = self._seen(table, units)
+        return [self._cell(number, units, seen, senders[number]) for number in range(len(senders))]
+
+    def at_once(self) -> int:
+        """Return how many senders are run at a time."""
+        tokens, engine = self.base.rows.tokens.ids.numel(), self.engine
+        limits = engine.limits(False)
+        receivers = max(1, len(self.receivers)) * limits.past * tokens
+        return max(1, min(limits.units(tokens, 0), int(engine.memory / 4 / receivers)))
+
+    @torch.no_grad()
+    def _seen(self, table: Table, units: Units) -> list[Tensor]:
+        """Return what the senders' changes make of each receiver, [U, S, (heads,) width]."""
+        network, found = self.engine.network, dict[Item, Tensor]()
+        wanted = list(dict.fromkeys((r.layer, r.component) for r in self.receivers))
+
+        def taking(item: Item) -> Visit:
+            def visit(hidden: Tensor, inputs: Tensor | None) -> None:
+                found[item] = hidden.clone()
+                if len(found) == len(wanted):
+                    raise Stopped
+
+            return visit
+
+        if len(units):
+            rows = self.base.rows.take(units.row.to(network.device))
+            # a receiver is seen before it is held itself
+            visits: list[tuple[Location, Visit]] = [(network.location(*item), taking(item)) for item in wanted]
+            visits += [(location, visit) for _, location, visit in table.visits(units, "base")]
+            with visiting([*network.embedded(rows.embeddings), *visits]), stopping():
+                call(network.model, rows.tokens)
+        return [found[(r.layer, r.component)] for r in self.receivers] if found else []
+
+    def _cell(self, number: int, units: Units, seen: Sequence[Tensor], sender: Cell) -> list[Patch]:
+        """Return the cell of one sender; of rows in which nothing was changed the base's own values are put there."""
+        which = (units.cell == number).nonzero()[:, 0]
+        first = self._first(sender)
+        patches: list[Patch] = []
+        for receiver, columns, made in zip(
+            self.receivers, self.columns, seen or [torch.empty(0)] * len(self.receivers), strict=True
+        ):
+            steps = torch.arange(self.base.rows.tokens.ids.shape[1]).expand(len(self.base.rows), -1)
+            at = steps.where(self.base.rows.tokens.mask.bool().cpu(), -1) if columns is None else columns.cpu()
+            # what stands left of the change is as it was, in a network that looks at no later token
+            ran = torch.zeros(len(self.base.rows), dtype=torch.bool)
+            ran[units.row[which]] = True
+            at = at.where((at >= first[:, None]) & ran[:, None], -1)
+            values = None
+            if len(which):
+                whole = made.new_zeros(len(self.base.rows), *made.shape[1:])
+                whole[units.row[which]] = made[which]
+                values = whole[torch.arange(len(whole))[:, None], at.clamp(min=0)]
+                if receiver.head is not None:
+                    values = values[:, :, receiver.head]
+            patches.append(
+                Patch(receiver.layer, receiver.component, at, receiver.head, values=0.0 if values is None else values)
+            )
+        return patches
+
+    def _first(self, sender: Cell) -> Tensor:
+        """Return each row's first column that a sender may change, where no token sees a later one."""
+        if not self.causal:
+            return torch.zeros(len(self.base.rows), dtype=torch.long)
+        patches = [sender] if isinstance(sender, Patch) else list(sender)
+        far = self.base.rows.tokens.ids.shape[1]
+        firsts = []
+        for patch in patches:
+            if patch.columns is None:
+                return self.base.starts
+            columns = self.base.rows.columns(patch.columns).cpu()
+            firsts.append(columns.where(columns >= 0, far).amin(1))
+        return torch.stack(firsts).amin(0)
+
+
+def along(
+    paths: Paths, senders: Sequence[Cell], reduce: Reduce, progress: Callable[[Progress], None] | None = None
+) -> Found:
+    """Return the table of senders; see :meth:`iitkit.models.grids.engine.Engine.paths`."""
+    engine, base, begun = paths.engine, paths.base, time.perf_counter()
+    for number, sender in enumerate(senders):
+        try:
+            paths.held(sender)
+        except IITKitError as error:
+            raise IITKitError(f"sender {number}: {error}") from error
+    with torch.no_grad():
+        found = Found.empty(len(senders), reduce(base.logits[None])[0].cpu())
+    numbers = list(range(len(senders)))
+    waiting = [numbers[i : i + paths.at_once()] for i in numbers[:: paths.at_once()]]
+    try:
+        while waiting:
+            some = waiting.pop(0)
+            try:
+                cells = paths.cells([senders[number] for number in some])
+            except IITKitError:
+                raise
+            except Exception as error:
+                if len(some) > 1:
+                    half = len(some) // 2
+                    waiting[:0] = [some[:half], some[half:]]
+                else:
+                    found.failed[some[0]], found.done[some[0]] = first_line(error), True
+                continue
+            for part in engine.results(base, cells, reduce):
+                found.add(part.numbered(some))
+            if progress is not None:
+                share = float(found.done.float().mean())
+                left = (time.perf_counter() - begun) * (1 - share) / share
+                progress(Progress(int(found.done.sum()), len(senders), share, left))
+    except KeyboardInterrupt:
+        found.interrupted = True
+    return found
