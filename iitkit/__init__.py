@@ -10,6 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from iitkit.analysis.attribution import attribute
+    from iitkit.analysis.grid import Grid
+    from iitkit.analysis.lens import lens
+    from iitkit.analysis.patching import patch
+    from iitkit.analysis.paths import patch_paths
+    from iitkit.analysis.tracing import Fact, trace
     from iitkit.causal import CausalModel, Images, Open, Symbols, Vectors
     from iitkit.data import CounterfactualDataModule, Dataset, Sizes
     from iitkit.errors import IITKitError
@@ -67,6 +73,8 @@ _HOMES = {
     "DAS": "iitkit.modules",
     "Dataset": "iitkit.data",
     "DiReFT": "iitkit.interventions",
+    "Fact": "iitkit.analysis.tracing",
+    "Grid": "iitkit.analysis.grid",
     "IITKitError": "iitkit.errors",
     "Images": "iitkit.causal",
     "Intervention": "iitkit.interventions",
@@ -98,12 +106,17 @@ _HOMES = {
     "Vanilla": "iitkit.interventions",
     "Vectors": "iitkit.causal",
     "Zero": "iitkit.interventions",
+    "attribute": "iitkit.analysis.attribution",
     "collect": "iitkit.models.interchange",
     "interchange": "iitkit.models.interchange",
     "interchange_stages": "iitkit.models.interchange",
     "intervening": "iitkit.models.generation",
+    "lens": "iitkit.analysis.lens",
     "load": "iitkit.hub",
     "load_base": "iitkit.models.loading",
+    "patch": "iitkit.analysis.patching",
+    "patch_paths": "iitkit.analysis.paths",
+    "trace": "iitkit.analysis.tracing",
 }
 
 __all__ = [
@@ -119,6 +132,8 @@ __all__ = [
     "CounterfactualDataModule",
     "Dataset",
     "DiReFT",
+    "Fact",
+    "Grid",
     "IITKitError",
     "Images",
     "Intervention",
@@ -150,12 +165,17 @@ __all__ = [
     "Vanilla",
     "Vectors",
     "Zero",
+    "attribute",
     "collect",
     "interchange",
     "interchange_stages",
     "intervening",
+    "lens",
     "load",
     "load_base",
+    "patch",
+    "patch_paths",
+    "trace",
 ]
 
 
