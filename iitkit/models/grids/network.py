@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from iitkit.batch import Tokens
 from iitkit.errors import IITKitError
@@ -25,6 +25,8 @@ from iitkit.models.replay.runner import stacks_of
 from iitkit.models.runs import call, head_at
 from iitkit.models.sites import OUTSIDE, Head, Site
 
+log = logging.getLogger("iitkit")
+
 Item = tuple[int | None, str]
 """A layer (None outside the layers) and a component; of a component with heads, all of them."""
 
@@ -37,7 +39,8 @@ class Made:
 
     Args:
         logits: at the columns that are read, [B, T, vocabulary]; None where the run ended before the head.
-        entries: the residual stream that enters each layer, and at last what leaves the last one, [B, S, width] each.
+        entries: the residual stream that enters each layer, and at last what leaves the last one, [B, S, width] each;
+            empty where it was not asked for, or is of another shape.
         keys: of each layer, [B, heads, S, size]; empty where the network keeps none.
         values: as ``keys``.
         items: the components that were asked for, [B, S, …] each.
@@ -67,7 +70,7 @@ class Network:
         self.single = len(stacks) == 1
         self.outputs: int | None = None
         """Length of the tuple that a block returns, None for a bare tensor; known after a run."""
-        self._looked = False
+        self._looked, self._caches = False, True
         self._locations: dict[tuple[int | None, str, Any], Location] = {}
 
     def __len__(self) -> int:
@@ -121,6 +124,27 @@ class Network:
             logits: whether to go on to the head.
             edits: edits of the run; what is handed over is as they leave it.
         """
+        if start and self._caches:
+            try:
+                return self._run(rows, items, logits, edits, start, caching=True)
+            except IITKitError:
+                raise
+            except Exception as error:  # e.g. a recurrent layer that wants a cache of its own kind
+                made = self._run(rows, items, logits, edits, start, caching=False)
+                log.info("grids: no keys and values: %s: %s", type(error).__name__, error)
+                self._caches = False
+                return made
+        return self._run(rows, items, logits, edits, start, caching=False)
+
+    def _run(
+        self,
+        rows: Rows,
+        items: Sequence[Item],
+        logits: bool,
+        edits: Sequence[tuple[Location, Visit]],
+        start: bool,
+        caching: bool,
+    ) -> Made:
         made: dict[Item, Tensor] = {}
         entries: dict[int, Tensor] = {}
         keys: dict[int, Tensor] = {}
@@ -132,19 +156,21 @@ class Network:
         with ExitStack() as stack:
             visits = [(self.location(*item), _keeping(made, item)) for item in dict.fromkeys(items)]
             stack.enter_context(visiting([*self.embedded(rows.embeddings), *edits, *visits]))
-            cache: DynamicCache | None = None
             if start:
                 stack.enter_context(visiting(self._residual(entries)))
-                cache = Seeing(see)
             stack.callback(self.blocks[-1].register_forward_hook(self._look).remove)
             stack.enter_context(head_at(self.model, rows.reading if logits else None))
             stack.enter_context(stopping())
-            found = call(self.model, rows.tokens, use_cache=cache is not None, past_key_values=cache)
-        n = len(self)
+            extra = {"use_cache": True, "past_key_values": Seeing(see)} if caching else {}
+            found = call(self.model, rows.tokens, **extra)
+        for item, tensor in made.items():
+            _check_shape(item, tensor, rows)
+        n, shape = len(self), rows.tokens.ids.shape
         complete = set(keys) == set(range(n))
+        known = len(entries) == n + 1 and all(e.dim() == 3 and e.shape[:2] == shape for e in entries.values())
         return Made(
             found.logits if logits else None,
-            [entries[i] for i in range(n + 1)] if start else [],
+            [entries[i] for i in range(n + 1)] if known else [],
             [keys[i] for i in range(n)] if complete else [],
             [values[i] for i in range(n)] if complete else [],
             made,
@@ -188,6 +214,17 @@ class Network:
         with passing([(self.blocks, hidden, self.outputs)]):
             logits: Tensor = call(self.model, Tokens(ids, torch.ones_like(ids))).logits
         return logits
+
+
+def _check_shape(item: Item, tensor: Tensor, rows: Rows) -> None:
+    """Check that an activation has a row for each row and a position for each token."""
+    if tensor.shape[:2] != rows.tokens.ids.shape:
+        layer, component = item
+        where = component if layer is None else f"layer {layer} {component}"
+        raise IITKitError(
+            f"{where}: the activation is {tuple(tensor.shape)}: expected [batch, sequence, …], "
+            f"{tuple(rows.tokens.ids.shape)} here"
+        )
 
 
 def _keeping(into: dict[Any, Tensor], key: Any) -> Visit:

@@ -93,13 +93,13 @@ class Rows:
         Raises:
             IITKitError: another shape, or a column that is no token of its row.
         """
-        found = torch.as_tensor(
-            given if isinstance(given, Tensor | int) else list(given), device=self.tokens.ids.device
-        )
+        said = f"expected integers, [n] or [{len(self)}, n]"
+        try:
+            found = torch.as_tensor(given, device=self.tokens.ids.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise IITKitError(f"columns {given!r}: {said}") from error
         if found.is_floating_point() or found.dtype == torch.bool or found.dim() > 2:
-            raise IITKitError(
-                f"columns {tuple(found.shape)} ({found.dtype}): expected integers, [n] or [{len(self)}, n]"
-            )
+            raise IITKitError(f"columns {tuple(found.shape)} ({found.dtype}): {said}")
         found = found.long()
         if found.dim() < 2:
             found = found.reshape(1, -1).expand(len(self), -1)

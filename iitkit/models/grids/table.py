@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from iitkit.errors import IITKitError
 from iitkit.interventions import Intervention
 from iitkit.models.editing import Visit
 from iitkit.models.grids.resolve import Edit
@@ -184,7 +185,8 @@ class Table:
         at, column = at.to(device), column.to(device)
         intervention = edit.patch.intervention
         if intervention is None:
-            return edit, self.base.network.location(*edit.item), self._put(parts, at, column)
+            location = self.base.network.location(*edit.item)
+            return edit, location, _checked(location, at, column, self._put(parts, at, column))
         features = torch.empty(0, device=device)
         if intervention.needs_source:
             features = torch.cat([self.edits[e].values(entries) for e, entries in parts]).to(device)
@@ -196,7 +198,8 @@ class Table:
             location = replace(location, joined=joined)
         location = replace(location, variable=edit.patch.variable)
         features = features[order] if intervention.needs_source else features
-        return edit, location, editing(location, selection, intervention, features, edit.patch.strength)
+        visit = editing(location, selection, intervention, features, edit.patch.strength)
+        return edit, location, _checked(location, at, column, visit)
 
     def _put(self, parts: Sequence[tuple[int, Tensor]], at: Tensor, column: Tensor) -> Visit:
         units: list[Tensor] = []
@@ -227,6 +230,22 @@ class Table:
             return hidden.index_put(where, put)
 
         return visit
+
+
+def _checked(location: Location, at: Tensor, column: Tensor, visit: Visit) -> Visit:
+    """Return the visit of an activation that has rows and positions where entries are."""
+    rows, columns = int(at.max()) + 1, int(column.max()) + 1
+    dims = 3 + int(location.view is not None and location.view.parted)
+
+    def checked(hidden: Tensor, inputs: Tensor | None) -> Tensor | None:
+        if hidden.dim() != dims or hidden.shape[0] < rows or hidden.shape[1] < columns:
+            raise IITKitError(
+                f"{location.label}: the activation is {tuple(hidden.shape)}: expected [batch, sequence, "
+                f"{'heads, ' * (dims - 3)}width] of {rows} × {columns} or more"
+            )
+        return visit(hidden, inputs)
+
+    return checked
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -69,7 +69,10 @@ class Ways:
         if self.longest is not None and int(base.lengths.max()) > self.longest:
             return WAYS[-1]  # its positions depend on how long the longest row is
         base.restart()
-        if self.left[0].name == "tokens" and not base.keys:
+        if not base.entries:
+            self.left = self.left[-2:]
+            self.less("what passes between the blocks is not [batch, sequence, width]")
+        elif self.left[0].name == "tokens" and not base.keys:
             self.less("the network keeps no keys and values", "tokens")
         return self.left[0]
 
@@ -97,8 +100,11 @@ class Ways:
         if theirs is None:
             return True  # all of them fail plainly too: it is not the way that is wrong
         try:
-            final = Sweep(base, units, way.name == "tokens").run(table)
-            ours = self.network.tail(final)
+            alone = [torch.ones_like(units.join, dtype=torch.bool)]
+            if not way.growing:
+                alone = [units.join == join for join in torch.unique(units.join)]
+            swept = [Sweep(base, units.take(which.nonzero()[:, 0]), way.name == "tokens").run(table) for which in alone]
+            ours = self.network.tail(torch.cat(swept))
         except Exception as error:
             self.less(f"{type(error).__name__}: {error}".splitlines()[0])
             return False
