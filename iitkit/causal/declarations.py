@@ -40,7 +40,7 @@ class Declarations:
                 f"{where} {name!r} is no variable.{did_you_mean(name, known)} The variables are {choices(known)}"
             )
 
-    def variables(self, **domains: Sequence[Hashable] | Open) -> None:
+    def variables(self, /, **domains: Sequence[Hashable] | Open) -> None:
         """Declare exogenous variables and their domains.
 
         Raises:
@@ -116,7 +116,7 @@ class Declarations:
             name = function.__name__
             if name in self.constraints:
                 raise IITKitError(f"constraint {name!r} is declared twice: name each differently")
-            self.constraints[name] = Mechanism(name, function, vectorised=vectorised)
+            self.constraints[name] = Mechanism(name, function, vectorised=vectorised, kind="constraint")
             self._order = None
             return function
 

@@ -129,6 +129,7 @@ class Mechanism:
         function: the computation; its argument names are the parents.
         domain: the values it may take, in order; those that it takes unless said.
         vectorised: whether the function takes arrays of the parents' values, [n] each, and returns n values.
+        kind: what messages call it: mechanism or constraint.
 
     Raises:
         IITKitError: a function without named arguments, an empty domain.
@@ -140,11 +141,12 @@ class Mechanism:
         function: Callable[..., Any],
         domain: Sequence[Hashable] | None = None,
         vectorised: bool = False,
+        kind: str = "mechanism",
     ) -> None:
-        self.name, self.function, self.vectorised = name, function, vectorised
+        self.name, self.function, self.vectorised, self.kind = name, function, vectorised, kind
         parameters = inspect.signature(function).parameters.values()
         if not parameters or any(p.kind not in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in parameters):
-            raise IITKitError(f"mechanism {name!r}: its arguments must be named after its parents, one or more")
+            raise IITKitError(f"{kind} {name!r}: its arguments must be named after its parents, one or more")
         self.parents = [p.name for p in parameters]
         if domain is not None and not list(domain):
             raise IITKitError(f"variable {name!r} has an empty domain")
@@ -207,16 +209,16 @@ class Mechanism:
             value = self.function(**arguments)
         except Exception as error:
             raise IITKitError(
-                f"mechanism {self.name!r} failed on {arguments}: {type(error).__name__}: {error}"
+                f"{self.kind} {self.name!r} failed on {arguments}: {type(error).__name__}: {error}"
             ) from error
         return self._add(value, arguments)
 
     def _add(self, value: Any, arguments: Mapping[str, Any]) -> int:
         if value is None:
-            raise IITKitError(f"mechanism {self.name!r} returned None on {arguments}: every variable needs a value")
+            raise IITKitError(f"{self.kind} {self.name!r} returned None on {arguments}: every variable needs a value")
         if self.domain.declared and self.domain.find(value) is None:
             raise IITKitError(
-                f"mechanism {self.name!r} returned {value!r} ({type(value).__name__}) on {arguments}: outside its "
+                f"{self.kind} {self.name!r} returned {value!r} ({type(value).__name__}) on {arguments}: outside its "
                 f"declared domain {choices(map(repr, self.domain.values))}"
             )
         return self.domain.add(value)
@@ -228,12 +230,14 @@ class Mechanism:
             result = self.function(**arguments)
         except Exception as error:
             raise IITKitError(
-                f"mechanism {self.name!r} (vectorised) failed on {n} rows: {type(error).__name__}: {error}"
+                f"{self.kind} {self.name!r} (vectorised) failed on {n} rows: {type(error).__name__}: {error}"
             ) from error
         values = result.tolist() if isinstance(result, np.ndarray) else list(result) if _is_list(result) else None
         if values is None or len(values) != n:
             given = f"{len(values)} values" if values is not None else f"a {type(result).__name__}"
-            raise IITKitError(f"mechanism {self.name!r} (vectorised) returned {given} for {n} rows: expected one a row")
+            raise IITKitError(
+                f"{self.kind} {self.name!r} (vectorised) returned {given} for {n} rows: expected one a row"
+            )
         if isinstance(result, np.ndarray) and result.dtype.kind in "biufU":
             # each value once, in the order in which it first stands
             _, first, inverse = np.unique(result, return_index=True, return_inverse=True)

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import iitkit
 import iitkit.tasks  # makes the tasks known by their short names
+from iitkit.causal import CausalModel
+from iitkit.causal.writing import to_mapping
 from iitkit.cli.callbacks import judged, write_text
 from iitkit.cli.files import config_names
 from iitkit.cli.parser import Parser
@@ -25,6 +28,9 @@ from iitkit.data.sharing import push_dataset
 from iitkit.errors import IITKitError, choices
 from iitkit.models.load_errors import causes
 from iitkit.modules import InterventionModule
+
+LONGEST = 20_000
+"""Characters of YAML that a dataset's README shows at most."""
 
 
 class Inspection(LightningCLI):
@@ -132,12 +138,23 @@ def save(data: CounterfactualDataModule, folder: Path, format: Any, repo_id: str
     card = Card(
         title=f"Counterfactual pairs: {data.source.name}",
         description=(data.task.__doc__ or "").split("\n")[0] if data.task is not None else "",
-        hypothesis="" if model is None else hypothesis(model),
+        hypothesis="" if model is None else hypothesis(model) + as_yaml(model),
         seed=data.seed,
         settings={"prefix": data.prefix, "variables": ", ".join(data.variables), "iitkit": iitkit.__version__},
         repo_id=repo_id,
     )
     return write_dataset(folder, splits, card, format)
+
+
+def as_yaml(model: CausalModel) -> str:
+    """Return a model as a block of YAML that ``CausalModel.from_yaml`` reads; nothing where that would be long."""
+    try:
+        text = yaml.safe_dump(
+            to_mapping(model), allow_unicode=True, sort_keys=False, default_flow_style=None, width=120
+        )
+    except IITKitError:  # an open variable, or a table too large to be listed
+        return ""
+    return "" if len(text) > LONGEST else f"\n\nThe same as a file that iitkit reads:\n\n```yaml\n{text}```"
 
 
 def truths(data: CounterfactualDataModule, split: str) -> list[str]:

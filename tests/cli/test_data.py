@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import yaml
 from running import files, iitkit, small
 
+from iitkit.causal import CausalModel
 from iitkit.data.recorded import Recorded
 
 CONFIG = """\
@@ -90,6 +93,11 @@ def test_saved_pairs_train_like_their_task(agreement: Path, tiny_gpt2: str, tmp_
     assert files(tmp_path / "pairs") == sorted(
         ["README.md", *(f"{split}.{form}" for split in ("train", "validation", "test", "test_templates"))]
     )
+    readme = (tmp_path / "pairs" / "README.md").read_text(encoding="utf-8")
+    assert "```mermaid" in readme
+    (written,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)  # the hypothesis, as it can be read again
+    model = CausalModel.from_dict(yaml.safe_load(written))
+    assert model.values(model.run({n: [d.values[0]] for n, d in model.exogenous.items()}), "verb") == [" is"]
     read = Recorded(str(tmp_path / "pairs"))
     assert [read.size(split, ["number"]) for split in read.splits()] == [24, 12, 12, 8]
     recorded = config(tmp_path, tiny_gpt2, f"dataset: {{path: {tmp_path / 'pairs'}}}", "recorded")
