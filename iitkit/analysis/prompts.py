@@ -60,7 +60,7 @@ class Encoded:
             IITKitError: see :func:`iitkit.positions.resolve`.
         """
         try:
-            return resolve(position, len(self.ids), self.spans)
+            return resolve(position, len(self.ids), self.spans or None)
         except IITKitError as error:
             raise IITKitError(f"{error}, in {short(self.text)}") from error
 
