@@ -128,6 +128,17 @@ def test_selection_by_index() -> None:
     assert grid.isel(position=slice(1, None)).coords["position"] == LABELS[1:]
     assert grid.isel(position=[-1, 0]).coords["position"] == [LABELS[2], LABELS[0]]
     assert grid.sel(layer=range(2, 3)).coords["layer"] == [2]
+    assert grid.isel(layer=[-1]).failed == {(0, 2, 1): "RuntimeError: out of memory"}
+    assert grid.isel(layer=-1).failed == {(2, 1): "RuntimeError: out of memory"}
+
+
+def test_a_number_that_starts_two_labels_finds_neither_and_true_is_not_1() -> None:
+    grid = Grid([[1.0, 2.0, 3.0]], ("layer", "position"), {"layer": [1], "position": ["1 'a'", "1 'b'", "2 'c'"]})
+    with pytest.raises(IITKitError, match="position has no label 1; it has 1 'a', 1 'b', 2 'c'"):
+        grid.sel(position=1)
+    with pytest.raises(IITKitError, match="layer has no label True"):
+        grid.sel(layer=True)
+    assert Grid([1.0, 2.0], ("component",), {"component": [False, 1]}).sel(component=1) == 2.0
 
 
 @pytest.mark.parametrize(
@@ -247,6 +258,7 @@ def test_arithmetic() -> None:
     assert (grid / 2).values[0, 0].tolist() == [0.5, 1.5]
     assert (grid - 1).about["difference"] == 1.0
     assert twice.failed == grid.failed
+    assert (small(failed={}) - grid).failed == grid.failed == (grid - small(failed={})).failed
     other = small(about={"kind": "patch", "model": "big"}, references={"clean": [1.0, 1.0]})
     difference = grid - other
     assert difference.references.keys() == {"clean"}

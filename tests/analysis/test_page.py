@@ -392,6 +392,7 @@ def test_the_top_cells(tab: Browser, tmp_path: Path) -> None:
         ["5", "3", "2", "mlp_output", "5", "0 'The'"],
         ["5", "", "1", "mlp_output", "5", "1 ' capital'"],
     ]
+    assert rows[4][0] == "−4"  # as far away as 4 would be
     assert len(rows) == 11
     tab.run("document.querySelector('#top button').click()")
     assert seen.text("readout").startswith(
@@ -480,16 +481,22 @@ def test_a_script_that_came_in_would_not_run(tab: Browser, tmp_path: Path) -> No
     assert "Content Security Policy" in "".join(tab.complaints())
 
 
-def test_failed_cells_are_hatched(tab: Browser, tmp_path: Path) -> None:
-    Seen(tab, tmp_path, small())
-    spread = (
+def test_failed_cells_are_hatched_and_missing_ones_dotted(tab: Browser, tmp_path: Path) -> None:
+    Seen(tab, tmp_path, Grid([[1.0, NAN, NAN]], ("layer", "position"), failed={(0, 1): "no"}))
+    look = (
         "(([x, y]) => { const c = document.getElementById('map'), b = c.getBoundingClientRect();"
-        "const d = c.getContext('2d').getImageData(x - b.left - 15, y - b.top - 8, 30, 16).data;"
-        "return new Set(Array.from({length: 480}, (_, i) => d.slice(4 * i, 4 * i + 3).join())).size; })"
-        "(iitkit.place({at}))"
+        "const [left, top] = [Math.round(x - b.left) - 15, Math.round(y - b.top) - 8];"
+        "const d = c.getContext('2d').getImageData(left, top, 30, 16).data;"
+        "const seen = Array.from({length: 480}, (_, i) => d.slice(4 * i, 4 * i + 3).join());"
+        "return [new Set(seen).size, seen.filter((one) => one === '102,112,128').length]; })(iitkit.place({at}, 0))"
     )
-    assert tab.run(spread.replace("{at}", "0, 0")) == 1
-    assert tab.run(spread.replace("{at}", "2, 0")) > 1
+    plain, hatched, dotted = (tab.run(look.replace("{at}", str(at))) for at in range(3))
+    assert plain[0] == 1
+    assert hatched[0] > 1
+    assert dotted[0] > 1
+    assert hatched != dotted
+    gap = tab.run("iitkit.data.inks.light.gap")
+    assert gap == looks.INK["light"]["gap"]
 
 
 def test_one_axis_infinities_and_standard_errors_that_are_given(tab: Browser, tmp_path: Path) -> None:
@@ -519,6 +526,10 @@ def test_a_large_grid_on_a_small_screen(tab: Browser, tmp_path: Path) -> None:
     assert tab.run("stage.scrollWidth > stage.clientWidth") is True
     tab.run("document.getElementById('stage').focus()")
     assert "position 119" in seen.keys("ArrowRight", "End")
+    free = "stage.dispatchEvent(new KeyboardEvent('keydown', {cancelable: true, key: '%s', ctrlKey: %s}))"
+    assert tab.run(free % ("ArrowDown", "false")) is False  # the map's: the page does not scroll
+    assert tab.run(free % ("ArrowDown", "true")) is True
+    assert tab.run(free % ("Tab", "false")) is True
     x, _ = tab.run("iitkit.place(119, 0)")
     assert 0 < x < 600
     tab.run("window.took = performance.now(); iitkit.update(); window.took = performance.now() - took")

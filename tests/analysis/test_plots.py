@@ -62,6 +62,7 @@ def test_a_heat_map_by_hand() -> None:
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("position", "layer")
     assert texts(axis.get_yticklabels()) == ["4", "5"]
     assert texts(axis.get_xticklabels()) == ["0 'The'", "1 ' $x$'", "2 ' �\\n'"]  # DejaVu has no 猫
+    assert not any(label.get_parse_math() for label in axis.get_xticklabels())  # $x$ is a token, not mathematics
     bar = next(other for other in figure.axes if not other.images)
     assert bar.get_ylabel() == "logit difference (logits)"
     assert bar.get_ylim() == (-2.0, 4.0)  # what of the colours is used
@@ -81,6 +82,16 @@ def test_layers_are_rows_in_whatever_order_the_axes_are() -> None:
     (axis,) = drawn(plot(turned, x="layer"))
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("layer", "position")
     assert np.array_equal(axis.images[0].get_array().filled(NAN), np.transpose(VALUES), equal_nan=True)
+
+
+def test_failed_cells_stand_where_their_values_do() -> None:
+    values = np.array([[1.0, 2.0], [3.0, 4.0], [NAN, NAN]])
+    turned = Grid(values, ("position", "layer"), failed={(2, 0): "no"})
+    (axis,) = drawn(plot(turned))
+    assert marked(axis, "failed") == [(1.5, -0.5)]  # column 2, row 0
+    assert marked(axis, "missing") == [(1.5, 0.5)]
+    (axis,) = drawn(plot(turned, x="layer"))
+    assert marked(axis, "failed") == [(-0.5, 1.5)]
 
 
 def marked(axis: Any, gid: str) -> list[tuple[float, float]]:
@@ -120,6 +131,15 @@ def test_the_middle_and_the_reach_of_the_colours(
 ) -> None:
     (axis,) = drawn(plot(one(about={"metric": metric}, references=references), **options))
     assert (axis.images[0].norm.vmin, axis.images[0].norm.vmax) == expected
+
+
+def test_standard_errors_are_seen_from_zero() -> None:
+    values = [[[1.0, 3.0], [2.0, 2.0]], [[0.0, 8.0], [5.0, 5.0]]]
+    grid = Grid(values, ("layer", "position", "example"), references={"nothing": [3.0, 9.0]})
+    figure = plot(grid.stderr("example"), limits="values")
+    (axis,) = drawn(figure)
+    assert (axis.images[0].norm.vmin, axis.images[0].norm.vmax) == (-4.0, 4.0)
+    assert figure.axes[1].get_ylabel() == "standard error of value"
 
 
 def test_all_the_same_and_infinite_values_can_be_drawn() -> None:
@@ -235,13 +255,15 @@ def test_the_picture_itself(tmp_path: Path) -> None:
 def test_themes_and_the_users_own_settings(tmp_path: Path) -> None:
     import matplotlib as mpl
 
-    with mpl.rc_context({"axes.facecolor": "red", "font.size": 33}):
+    with mpl.rc_context({"axes.facecolor": "red", "font.size": 33, "axes.grid": True, "axes.linewidth": 9}):
         before = dict(mpl.rcParams)
         dark, light = plot(one(), theme="dark"), plot(one())
         assert dict(mpl.rcParams) == before
     assert mpl.colors.to_hex(dark.get_facecolor()) == looks.INK["dark"]["paper"]
     assert mpl.colors.to_hex(light.get_facecolor()) == "#ffffff"
     assert drawn(dark)[0].yaxis.label.get_fontsize() == 8.0
+    assert drawn(dark)[0].spines["left"].get_linewidth() == 0.8
+    assert not drawn(dark)[0].xaxis.get_gridlines()[0].get_visible()
     corner = matplotlib.image.imread(save_png(dark, tmp_path / "dark.png"))[0, 0, :3]
     assert [round(float(part) * 255) for part in corner] == [0x0F, 0x12, 0x16]
     assert dark._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]  # notebooks show it
