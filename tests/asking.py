@@ -43,9 +43,10 @@ def after_each(task: Task, base: Row, source: Row) -> dict[str, Any]:
 
 def prompt(task: Task, base: Row, template: int) -> str:
     """One input's prompt."""
-    (text,) = task.model.render(task.model.run(base), np.asarray([template]))
+    setting = task.model.run(base)
+    (text,) = task.model.render(setting, np.asarray([template]))
     for slot, (start, stop) in text.spans.items():
-        assert text.text[start:stop] == str(base[slot][0])
+        assert text.text[start:stop] == str(task.model.values(setting, slot)[0])
     return text.text
 
 

@@ -8,7 +8,32 @@ from datasets import load_dataset
 
 ROOT = Path(__file__).parents[2] / "datasets"
 WORDS = ROOT / "words"
-COLUMNS = {"names": ["name", "gender"], "nouns": ["singular", "plural"], "places": ["place"], "objects": ["object"]}
+COLUMNS = {
+    "adjectives": ["adjective", "sentiment"],
+    "capitals": ["country", "capital"],
+    "cities": ["city", "country", "continent", "language"],
+    "colours": ["colour"],
+    "events": ["event"],
+    "names": ["name", "gender"],
+    "nouns": ["singular", "plural"],
+    "objects": ["object"],
+    "places": ["place"],
+    "things": ["thing"],
+    "verbs": ["singular", "plural"],
+}
+LEAST = {
+    "adjectives": 60,
+    "capitals": 100,
+    "cities": 250,
+    "colours": 12,
+    "events": 70,
+    "names": 260,
+    "nouns": 110,
+    "objects": 45,
+    "places": 45,
+    "things": 40,
+    "verbs": 40,
+}
 
 
 def read(config: str) -> list[dict[str, str]]:
@@ -21,12 +46,25 @@ def column(config: str, key: str) -> list[str]:
     return [row[key] for row in read(config)]
 
 
-@pytest.mark.parametrize(("config", "least"), [("names", 260), ("nouns", 110), ("places", 45), ("objects", 45)])
-def test_rows(config: str, least: int) -> None:
+def test_every_list_is_described() -> None:
+    assert {path.stem for path in WORDS.glob("*.jsonl")} == set(COLUMNS) == set(LEAST)
+    readme = (WORDS / "README.md").read_text(encoding="utf-8")
+    for config in COLUMNS:
+        assert f"- config_name: {config}\n  data_files:\n  - split: train\n    path: {config}.jsonl\n" in readme
+        assert f"| `{config}` | `{config}.jsonl` | " in readme
+        assert f"- **{config}**: " in readme
+
+
+@pytest.mark.parametrize("config", COLUMNS)
+def test_rows(config: str) -> None:
     rows = read(config)
-    assert len(rows) >= least
+    assert len(rows) >= LEAST[config]
     assert all(list(row) == COLUMNS[config] for row in rows)
-    assert all(word.isascii() and word.isalpha() for row in rows for word in row.values())
+    for row in rows:
+        for word in row.values():
+            assert word.isascii(), word
+            assert all(part.isalpha() for part in word.split(" ")), word
+            assert " " not in word or config == "capitals" or word in ("North America", "South America"), word
 
 
 def test_names_are_unique_and_balanced() -> None:
@@ -51,6 +89,57 @@ def test_places_and_objects() -> None:
     assert places == sorted(places)
     assert objects == sorted(objects)
     assert not [word for word in objects if word[0] in "aeiou"]  # "a", not "an"
+
+
+@pytest.mark.parametrize(("config", "key"), [("colours", "colour"), ("things", "thing"), ("verbs", "plural")])
+def test_lists_of_words(config: str, key: str) -> None:
+    found = column(config, key)
+    assert found == sorted(set(found))
+
+
+def test_adjectives_are_balanced() -> None:
+    rows = read("adjectives")
+    good, bad = ([row["adjective"] for row in rows if row["sentiment"] == kind] for kind in ("positive", "negative"))
+    assert len(good) == len(bad)
+    assert len(rows) == len(set(good + bad)) == len(good) + len(bad)
+    assert rows == sorted(rows, key=lambda row: (row["sentiment"], row["adjective"]))
+
+
+def test_verbs_have_both_forms() -> None:
+    for row in read("verbs"):
+        assert row["singular"] in (row["plural"] + "s", row["plural"] + "es")
+    assert {"singular": "watches", "plural": "watch"} in read("verbs")
+
+
+def test_capitals() -> None:
+    rows = read("capitals")
+    countries, capitals = column("capitals", "country"), column("capitals", "capital")
+    assert countries == sorted(set(countries))
+    assert len(set(capitals)) == len(rows)
+    assert not set(countries) & set(capitals)
+    for country, capital in {"Australia": "Canberra", "Turkey": "Ankara", "Brazil": "Brasilia"}.items():
+        assert {"country": country, "capital": capital} in rows
+
+
+def test_cities() -> None:
+    rows = read("cities")
+    cities = column("cities", "city")
+    assert cities == sorted(set(cities))
+    continents = {"Africa", "Asia", "Europe", "North America", "South America"}
+    assert set(column("cities", "continent")) == continents
+    of_country: dict[str, set[str]] = {}
+    for row in rows:
+        of_country.setdefault(row["country"], set()).add(row["continent"])
+    assert all(len(found) == 1 for found in of_country.values())
+    assert len(of_country) >= 60
+    languages = set(column("cities", "language"))
+    assert len(languages) >= 30
+    assert not languages & set(of_country)
+    assert not (languages | set(of_country)) & continents
+    assert {row["language"] for row in rows if row["country"] == "Switzerland"} == {"French", "German", "Italian"}
+    capitals = {row["capital"]: row["country"] for row in read("capitals")}
+    for row in rows:  # the two lists agree
+        assert capitals.get(row["city"], row["country"]) == row["country"]
 
 
 @pytest.mark.parametrize("config", COLUMNS)
