@@ -95,7 +95,7 @@ def test_saved_pairs_train_like_their_task(agreement: Path, tiny_gpt2: str, tmp_
     )
     readme = (tmp_path / "pairs" / "README.md").read_text(encoding="utf-8")
     assert "```mermaid" in readme
-    (written,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)  # the hypothesis, as it can be read again
+    (written,) = [b for b in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "mechanisms:" in b]
     model = CausalModel.from_dict(yaml.safe_load(written))
     assert model.values(model.run({n: [d.values[0]] for n, d in model.exogenous.items()}), "verb") == [" is"]
     read = Recorded(str(tmp_path / "pairs"))
