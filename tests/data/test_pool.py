@@ -51,6 +51,8 @@ def label_by_hand(base: str, source: str, variable: str) -> str:
         return f" {a}" if source_subject == source_b else f" {b}"
     if variable == "io_name":
         return f" {source_a}" if source_subject == source_b else f" {source_b}"
+    if variable == "subject" and source_subject in (a, b):  # a foreign subject changes nothing
+        subject = source_subject
     return f" {a}" if subject == b else f" {b}"
 
 
@@ -63,11 +65,11 @@ def check(pairs: Pairs, pool: Pool, variables: list[str]) -> None:
         assert bool(pairs.flipped[i]) == (before != after)
 
 
-@pytest.mark.parametrize("variables", [["io_position"], ["io_name"], ["io_position", "io_name"], ["subject"]])
+@pytest.mark.parametrize("variables", [["io_position"], ["io_name"], ["io_position", "io_name"], ["place"], ["subject"]])
 @pytest.mark.parametrize("share", [None, 0.5, 0.3])
 def test_every_label_by_hand(task: IndirectObject, pool: Pool, variables: list[str], share: float | None) -> None:
-    if variables == ["subject"]:
-        share = 0.0 if share is not None else None  # the subject never changes the answer
+    if variables == ["place"]:
+        share = 0.0 if share is not None else None  # the place never changes the answer
     pairs = make_pairs(task.model, pool, Design(variables, share), 101, np.random.default_rng(1))
     check(pairs, pool, variables)
     assert sorted(Counter(pairs.variable.tolist()).values()) == ([101] if len(variables) == 1 else [50, 51])
@@ -120,8 +122,8 @@ def test_same_generator_same_pairs(task: IndirectObject, pool: Pool) -> None:
 
 
 def test_impossible_share(task: IndirectObject, pool: Pool) -> None:
-    with pytest.raises(IITKitError, match="no source changes the label under an interchange of 'subject'"):
-        make_pairs(task.model, pool, Design(["subject"], 0.5), 10, np.random.default_rng(0))
+    with pytest.raises(IITKitError, match="no source changes the label under an interchange of 'place'"):
+        make_pairs(task.model, pool, Design(["place"], 0.5), 10, np.random.default_rng(0))
 
 
 def test_taken_keeps_rows_together(task: IndirectObject) -> None:
