@@ -340,7 +340,8 @@
     const add = (row, kind, text) => { const part = document.createElement(kind); part.textContent = text; row.append(part); return part; };
     head.replaceChildren();
     body.replaceChildren();
-    for (const name of [metric().title, "± standard error", "n", ...shown.map((dim) => dim.name)]) add(head, "th", name).scope = "col";
+    const over = cells.some(([, found]) => found.over);
+    for (const name of [metric().title, ...(over ? ["± standard error", "n"] : []), ...shown.map((dim) => dim.name)]) add(head, "th", name).scope = "col";
     for (const [[at, found]] of order.slice(0, 10)) {
       const row = body.insertRow();
       const go = document.createElement("button");
@@ -353,8 +354,10 @@
         stage.focus();
       });
       add(row, "td", "").append(go);
-      add(row, "td", Number.isNaN(found.stderr) ? "" : show(found.stderr));
-      add(row, "td", found.over && found.n !== null ? String(found.n) : "");
+      if (over) {
+        add(row, "td", Number.isNaN(found.stderr) ? "" : show(found.stderr));
+        add(row, "td", found.n === null ? "" : String(found.n));
+      }
       for (const dim of shown) add(row, "td", label(dim.name, at[dim.name]));
     }
   }

@@ -512,6 +512,8 @@ def test_one_axis_infinities_and_standard_errors_that_are_given(tab: Browser, tm
     assert tab.run("iitkit.scale().half") == 2
     seen = Seen(tab, tmp_path, Grid([1.0, 2.0], ("position",)))
     assert seen.hover(1, 0) == ["position 1", "value 2"]
+    heads = "[...document.querySelectorAll('#top th')].map((one) => one.textContent)"
+    assert tab.run(heads) == ["value", "position"]  # of no sample: no standard error, no n
     seen = Seen(tab, tmp_path, Grid(np.zeros((2, 2)), ("layer", "head")))
     assert seen.hover(1, 0) == ["layer 0", "head 1", "value 0"]
     assert tab.run("[iitkit.scale().low, iitkit.scale().high]") == [-1, 1]
