@@ -316,6 +316,35 @@ def test_several_columns_are_read() -> None:
             assert relative(found[layer, row], logits[[1, 4, len(ids) - 2]]) <= 1e-5
 
 
+@pytest.mark.parametrize("family", THREE)
+def test_components_outside_the_layers(family: str) -> None:
+    pair = Pair(family, "left")
+    cells: list[Cell] = [
+        Patch(None, "embeddings", pair.columns(3), source=pair.source),
+        Patch(None, "final_norm", pair.columns(6), source=pair.source),
+        [Patch(None, "embeddings", pair.columns(3), values=0.0), Patch(1, "mlp_output", source=pair.base)],
+    ]
+    found = pair.engine.table(pair.base, cells, everything)
+    model: Any = pair.model
+    path = {"gpt2": "transformer.ln_f", "gpt_neox": "gpt_neox.final_layer_norm"}.get(family, "model.norm")
+    norm: Place = (model.get_submodule(path), "output")
+    start, mlp = embedding(model, family), pair.place(1, "mlp_output")
+
+    def held(row: int) -> Edit:
+        value = read(pair.model, pair.bases[row], mlp)
+        return lambda hidden: value
+
+    expected = [
+        pair.last(pair.swapped(3, start)),
+        pair.last(pair.swapped(6, norm)),
+        pair.last(lambda row: [(start, put(3, torch.zeros(16))), (mlp, held(row))]),
+    ]
+    assert relative(found.values, torch.stack(expected)) <= 1e-5
+    # token 6 is the last of row 2 alone
+    assert relative(found.values[1, [0, 1, 3]], found.base[[0, 1, 3]]) <= 1e-6
+    assert relative(found.values[1, 2], found.base[2]) > 1e-3
+
+
 def test_later_patches_of_a_cell_see_the_earlier() -> None:
     pair = Pair("llama", "left")
     columns = pair.columns(3)

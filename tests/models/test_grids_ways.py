@@ -103,6 +103,25 @@ def test_the_way_that_holds(make: Callable[[], PreTrainedModel], name: str, grow
     assert engine.cost(base, grid(engine, source)).mode == name
 
 
+@pytest.mark.parametrize("make", [looking_ahead, lambda: build("llama")])
+def test_cells_that_would_all_be_filled_in(make: Callable[[], PreTrainedModel]) -> None:
+    """Edits right of what is read reach it where tokens see later ones, and no other cell could tell."""
+    model = make()
+    engine, plain = Engine(model), Engine(model, "plain")
+    base, source = two_runs(engine)
+    rows = Rows(base.rows.tokens, read=torch.tensor([3, 3, 3]))
+    cells: list[Cell] = [Patch(0, columns=5, source=source), Patch(1, "mlp_output", 6, source=source)]
+    found = engine.table(engine.run(rows), cells, everything)
+    ahead = engine.ways.left[0].name == "layers"
+    assert ahead is (make is looking_ahead)
+    assert bool(found.filled.any()) is not ahead
+    _, theirs = two_runs(plain)
+    same: list[Cell] = [Patch(0, columns=5, source=theirs), Patch(1, "mlp_output", 6, source=theirs)]
+    expected = plain.table(plain.run(rows), same, everything)
+    assert relative(found.values, expected.values) <= 1e-5
+    assert (relative(expected.values, expected.base.expand(2, -1, -1)) > 1e-3) is ahead
+
+
 def test_rows_that_are_wholly_alike_are_filled_in_everywhere() -> None:
     engine = Engine(looking_ahead())
     base, _ = two_runs(engine)

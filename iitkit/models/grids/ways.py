@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from iitkit.batch import Tokens
 from iitkit.models.grids.hooked import hooked
 from iitkit.models.grids.network import Network
+from iitkit.models.grids.rows import Rows
 from iitkit.models.grids.run import Run
 from iitkit.models.grids.sweep import Sweep
 from iitkit.models.grids.table import Table, Units
@@ -51,6 +53,8 @@ class Ways:
         self.network = network
         self.left = list(WAYS)
         self.checked, self.trials = False, 0
+        self.causal = False
+        """Whether it was seen that a token sees no later one."""
         self.reason: str | None = None
         self.longest = _steady(getattr(network.model, "config", None))
         if plain:
@@ -89,7 +93,7 @@ class Ways:
         Args:
             base: the run that is edited.
             table: the cells, run this way.
-            whole: the same cells, run plainly.
+            whole: the same cells, run plainly, with all that they edit.
             units: what is run of them.
         """
         way = self.left[0]
@@ -108,16 +112,40 @@ class Ways:
         except Exception as error:
             self.less(f"{type(error).__name__}: {error}".splitlines()[0])
             return False
-        tolerance = 1e-4 if precision(self.network.model)[1] in ("float32", "float64") else 5e-2
-        off = float((ours - theirs).abs().max() / theirs.abs().max())
+        tolerance, same = self.tolerance, torch.equal(ours, theirs)  # 0 is as far from 0
+        off = 0.0 if same else float((ours - theirs).abs().max() / theirs.abs().max())
         if not off <= tolerance:
             self.less(f"logits differ from the hooked run's by {off:.1g} of the largest")
             return False
         self.trials += 1
         changed = (theirs - base.reading[units.row.to(theirs.device)]).abs().max() > tolerance * theirs.abs().max()
         before = bool((units.before > 0).any()) or way.name == "layers"
-        self.checked = (bool(changed) and before) or self.trials >= TRIALS
+        told = bool(changed) and before
+        self.causal |= told and way.causal
+        self.checked = told or self.trials >= TRIALS
         return True
+
+    def looks_ahead(self, base: Run) -> bool:
+        """Return whether a row's last token changes what earlier ones are; less is left out then."""
+        if self.causal or not self.left[0].causal:
+            return False
+        row = int(base.lengths.argmax())
+        start, stop = int(base.starts[row]), int(base.starts[row] + base.lengths[row])
+        ids = base.rows.tokens.ids[row : row + 1, start:stop]
+        other = ids.clone()
+        other[0, -1] = int(ids[0, -1] == 0)
+        runs = [self.network.run(Rows(Tokens(x, torch.ones_like(x))), (), True, logits=False) for x in (ids, other)]
+        ours, theirs = (torch.stack(run.entries)[:, :, :-1] for run in runs)
+        if ours.numel() and not float((ours - theirs).abs().max()) <= self.tolerance * float(theirs.abs().max()):
+            self.less("a token sees later ones", "tokens")
+            return True
+        self.causal = ours.numel() > 0
+        return False
+
+    @property
+    def tolerance(self) -> float:
+        """Most that rounding makes of a difference, of the largest value."""
+        return 1e-4 if precision(self.network.model)[1] in ("float32", "float64") else 5e-2
 
 
 _SAID = {
