@@ -83,13 +83,21 @@ def check_answers(model: CausalModel) -> None:
         for domain in domains:
             for value in domain.values:
                 model.forms(value)
-        known = {key for domain in domains for key in domain.codes}
+        known = {(type(value), value) for domain in domains for value in domain.values}
         unused = [value for kind, value in model.surface if (kind, value) not in known]
         if unused and all(domain.complete for domain in domains):
             raise IITKitError(
                 f"surface has {choices(map(repr, unused))}, which {model.output!r} never is: its values are "
                 f"{choices(map(repr, domains[0].values))}"
             )
+    elif model.encoding is not None:  # answers are told apart by their texts until they are classes
+        owner: dict[str, Hashable] = {}
+        for value in dict.fromkeys(value for domain in domains for value in domain.values):
+            if not _same(owner.setdefault(str(value), value), value):
+                raise IITKitError(
+                    f"output {model.output!r} has the values {owner[str(value)]!r} and {value!r}, which have one text: "
+                    "give each its own with surface"
+                )
     for domain in domains[1:]:
         if domain.complete and domains[0].complete and not set(domain.codes) & set(domains[0].codes):
             raise IITKitError(

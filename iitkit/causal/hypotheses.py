@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from iitkit.causal.variables import key_of
 from iitkit.errors import IITKitError, choices
 
 if TYPE_CHECKING:
@@ -91,18 +92,23 @@ def distinguish(
     if not named:
         raise IITKitError("distinguish: no hypothesis: name a variable or several")
     base, source = pairs
-    ids: dict[tuple[type, Hashable], int] = {}
+    ids: dict[Hashable, int] = {}
     labels: dict[str, npt.NDArray[np.int64]] = {}
 
     def numbered(of: CausalModel, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Answers of several models by one numbering."""
-        values = of.domains[of.output].values
-        table = np.asarray([ids.setdefault((type(value), value), len(ids)) for value in values], dtype=np.int64)
+        table = np.asarray([ids.setdefault(key, len(ids)) for key in answer_keys(model, of)], dtype=np.int64)
         found: npt.NDArray[np.int64] = table[codes]
         return found
 
     for name, hypothesis in named.items():
-        other, variables = hypothesis if isinstance(hypothesis, tuple) else (model, hypothesis)
+        own = isinstance(hypothesis, str) or all(isinstance(part, str) for part in hypothesis)
+        if not own and (len(hypothesis) != 2 or not hasattr(hypothesis[0], "interchange")):
+            raise IITKitError(
+                f"distinguish: hypothesis {name!r} is {hypothesis!r}: expected a variable, several, or (another causal "
+                "model, its variable or variables)"
+            )
+        other, variables = (model, hypothesis) if own else hypothesis
         chosen = [variables] if isinstance(variables, str) else list(variables)
         own_base, own_source = (
             (base, source) if other is model else (translated(model, other, base), translated(model, other, source))
@@ -116,6 +122,19 @@ def distinguish(
         raise IITKitError("distinguish: no pairs: give inputs of one row or more")
     matrix = (stacked[:, None] != stacked[None]).mean(2)
     return Disagreement(list(labels), matrix, stacked.shape[1])
+
+
+def answer_keys(model: CausalModel, other: CausalModel) -> list[Hashable]:
+    """Return for each value of another model's output what is equal where it is the same answer as one of the model's.
+
+    Answers that are read as text are the same where one's text is a form of the other's, whatever their values.
+    """
+    values = other.domains[other.output].values
+    if other is model or model.encoding is not None or other.encoding is not None:
+        return [key_of(value) for value in values]
+    owner = {text: key_of(value) for value in model.domains[model.output].values for text in model.forms(value)}
+    texts = [other.forms(value)[0] for value in values]
+    return [owner.get(text, text) for text in texts]
 
 
 def translated(model: CausalModel, other: CausalModel, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -72,7 +72,7 @@ def sample_inputs(
     size = max(n, LEAST)
     parts: list[tuple[Setting, Codes]] = []
     keys: list[npt.NDArray[np.int64]] = []
-    found = drawn = 0
+    found = drawn = stale = barren = 0
     for _ in range(ROUNDS):
         setting, used = _draw(model, size, generator, templates, among, varying)
         drawn += size
@@ -80,10 +80,14 @@ def sample_inputs(
         fresh = _new(keys, _keys(model, setting, used), rows)[: n - found]
         parts.append((take(setting, fresh), used[fresh]))
         found += len(fresh)
-        if found == n or (found and not len(fresh)) or (not found and drawn >= HOPELESS):
-            break  # all asked for, or a whole round brought nothing new
+        stale = 0 if len(fresh) else stale + len(rows)
+        barren = 0 if len(fresh) else barren + size
+        if found == n or (found and stale >= found) or barren >= HOPELESS:
+            break  # all asked for, or as many as there are were drawn again and brought nothing new
     if not found:
         parts = [_listed(model, n, generator, templates, among, where)]
+    elif found < n:
+        parts.append(_rest(model, n - found, generator, templates, among, where, keys))
     return joined([part for part, _ in parts]), np.concatenate([used for _, used in parts])
 
 
@@ -169,6 +173,7 @@ def _sampled(
             {
                 variable: [domain.values[i] for i in (among or {}).get(variable, np.arange(len(domain)))]
                 for variable, domain in model.exogenous.items()
+                if variable not in model.open
             }
         )
     drawn = sampler(*arguments)
@@ -240,7 +245,7 @@ def _listed(
     Raises:
         IITKitError: there is none, or the inputs are too many to look at.
     """
-    inputs = every_input(model, TABULATED, among)
+    inputs = None if model.samplers else every_input(model, TABULATED, among)
     if inputs is None:
         inputs = _inputs(model, LEAST, generator, among)
         setting = model.run(inputs)
@@ -254,6 +259,29 @@ def _listed(
     keys = _keys(model, take(setting, rows), used)
     fresh = _new([], keys[order], np.arange(len(rows)))[:n]
     return take(setting, rows[order[fresh]]), used[order[fresh]]
+
+
+def _rest(
+    model: CausalModel,
+    n: int,
+    generator: np.random.Generator,
+    templates: Sequence[int],
+    among: Mapping[str, Codes] | None,
+    where: Where | None,
+    seen: list[npt.NDArray[np.int64]],
+) -> tuple[Setting, Codes]:
+    """Return up to ``n`` more inputs, of all there are, where drawing has met only some: none where they are too many.
+
+    What a sampler leaves out is left out: then drawing must do.
+    """
+    inputs = None if model.samplers else every_input(model, TABULATED // len(templates), among)
+    setting = model.run(inputs or {name: np.zeros(0, dtype=np.int64) for name in model.exogenous})
+    rows = np.tile(_fine(model, setting, where).nonzero()[0], len(templates))
+    used = np.repeat(np.asarray(templates, dtype=np.int64), len(rows) // len(templates))
+    order = generator.permutation(len(rows))
+    setting, used = take(setting, rows[order]), used[order]
+    fresh = _new(seen, _keys(model, setting, used), np.arange(len(rows)))[:n]
+    return take(setting, fresh), used[fresh]
 
 
 def _nothing_left(where: Where | None) -> str:

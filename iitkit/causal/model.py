@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +124,10 @@ class CausalModel(Declarations):
         for constraint in self.constraints.values():
             constraint.compile(self.domains)
         self._order = order
-        if self.encoding is not None:
-            self.encoding.bind(
-                {slot: self.domains[slot].values for slot in self.slots}, self.domains[self.output].values
-            )
         try:
+            if self.encoding is not None:
+                columns = {slot: self.domains[slot].values for slot in self.slots}
+                self.encoding.bind(columns, self.domains[self.output].values)
             checks.check_answers(self)
             checks.check_inputs(self)
         except IITKitError:
@@ -167,13 +166,24 @@ class CausalModel(Declarations):
 
     def _codes(self, name: str, values: Any) -> Codes:
         domain, codes = self.domains[name], []
-        if isinstance(values, np.ndarray) and values.dtype == np.int64:
+        if isinstance(values, str | Mapping) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
+            shape = f" of shape {list(values.shape)}" if hasattr(values, "shape") else f" {values!r}"
+            raise IITKitError(
+                f"variable {name!r}: given a {type(values).__name__}{shape}, expected one value a row in a list, or "
+                "codes in an integer array [n]"
+            )
+        if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
             if len(values) and not (values.min() >= 0 and values.max() < len(domain)):
                 raise IITKitError(
                     f"variable {name!r}: codes {values.min()} to {values.max()}, expected 0 to {len(domain) - 1} "
                     "(an integer array holds codes; give values as a list)"
                 )
-            return values
+            return values.astype(np.int64, copy=False)
+        if not isinstance(values, np.ndarray) and hasattr(values, "dtype") and hasattr(values, "numpy"):
+            raise IITKitError(
+                f"variable {name!r}: given a {type(values).__name__}, expected values in a list (tolist()) or codes in "
+                "an integer array (numpy())"
+            )
         for value in values:
             code = domain.add(value) if name in self.open else domain.find(value)
             if code is None:
@@ -262,11 +272,12 @@ class CausalModel(Declarations):
         values, domain = self.domains[taken].values, self.domains[name]
         table = np.full(len(values), -1, dtype=np.int64)
         for code in np.unique(codes).tolist():
-            found = domain.find(values[code])
+            found = domain.add(values[code]) if name in self.open else domain.find(values[code])
             if found is None:
                 raise IITKitError(
                     f"interchange {name!r} ← {taken!r} of the source: {values[code]!r} is no value of {name!r}. "
                     f"Its domain: {choices(domain.values)}"
+                    + ("" if domain.complete else " (as far as it has been met: declare it with domain=[…])")
                 )
             table[code] = found
         return table[codes]
@@ -308,7 +319,7 @@ class CausalModel(Declarations):
         """Return which rows of a full setting satisfy one constraint, [n]."""
         condition = self.constraints[constraint]
         codes = condition.run([setting[p] for p in condition.parents], self.domains)
-        return np.asarray([bool(value) for value in condition.domain.values])[codes]
+        return np.asarray([bool(value) for value in condition.domain.values], dtype=bool)[codes]
 
     def render(self, setting: Mapping[str, Codes], templates: Codes) -> list[Text]:
         """Return the prompts of a full setting, each by the template of that index.

@@ -37,7 +37,10 @@ class Rival(Protocol):
     """What another hypothesis says of pairs."""
 
     def __call__(self, bases: Codes, sources: Codes) -> Codes:
-        """Return the answers' codes in the model's output domain (−1 for any other), [m], from rows [m] and [m, K]."""
+        """Return the answers' codes in the model's output domain (−1 for any other) from rows [m] and [m, K].
+
+        [m], or [m, K] where it says one answer for each source.
+        """
 
 
 @dataclass(frozen=True)
@@ -163,14 +166,28 @@ def _of_right_value(
     model: CausalModel, pool: Setting, bases: Codes, name: str, wanted: Codes, generator: np.random.Generator
 ) -> Codes:
     """Return a source for each base whose value of a variable makes of the label what is wanted; −1 for none, [n]."""
-    values = np.unique(pool[name])
-    fits = changes_by_value(model, pool, bases, name, values) == (wanted[:, None] == 1)
-    weights = np.bincount(np.searchsorted(values, pool[name]))  # each fitting input is as likely as any other
-    bounds = np.cumsum(fits * weights, axis=1)
-    drawn = generator.random(len(bases)) * bounds[:, -1]
-    chosen = np.minimum((bounds <= drawn[:, None]).sum(1), len(values) - 1)
+    values = values_in(model, pool, name)
+    weights = np.bincount(pool[name])[values]  # each fitting input is as likely as any other
+    drawn, there = generator.random(len(bases)), np.zeros(len(bases), dtype=bool)
+    chosen = np.zeros(len(bases), dtype=np.int64)
+    step = max(1, CELLS // len(values))
+    for rows in np.split(np.arange(len(bases)), range(step, len(bases), step)):
+        fits = changes_by_value(model, pool, bases[rows], name, values) == (wanted[rows, None] == 1)
+        bounds = np.cumsum(fits * weights, axis=1)
+        below = (bounds <= (drawn[rows] * bounds[:, -1])[:, None]).sum(1)
+        chosen[rows], there[rows] = np.minimum(below, len(values) - 1), bounds[:, -1] > 0
     found = _Grouped(pool[name]).members(values[chosen], generator)
-    return np.where(bounds[:, -1] > 0, found, -1)
+    return np.where(there, found, -1)
+
+
+def values_in(model: CausalModel, pool: Setting, name: str) -> Codes:
+    """Return the codes that a variable has in a pool, each once, in an order that does not depend on other pools.
+
+    Values that come to light as they are met have other codes in another process, or where another split was asked
+    for first: they stand in the order in which the pool has them.
+    """
+    codes, first = np.unique(pool[name], return_index=True)
+    return codes if model.domains[name].complete else codes[np.argsort(first)]
 
 
 class Drawing:
@@ -234,7 +251,8 @@ def is_right(
     wanted = wishes.flipped[rows]
     right = (wanted < 0) | ((label != pool[model.output][bases]) == (wanted == 1))
     for rival in wishes.rivals.values():
-        right &= rival(bases, sources) != label
+        said = rival(bases, sources)
+        right &= said != label if said.ndim == 1 else (said != label[:, None]).all(1)
     return np.asarray(right)
 
 
@@ -271,7 +289,7 @@ def _impossible(pool: Setting, bases: Codes, plan: Plan, wishes: Wishes, row: in
 def rivals_of(
     model: CausalModel, pool: Setting, names: Sequence[str], others: Mapping[str, tuple[CausalModel, str]] | None = None
 ) -> dict[str, Rival]:
-    """Return rivals by name, for the first source of each pair.
+    """Return rivals by name, of several sources for the first; :data:`COPY` is of each.
 
     Args:
         model: the causal model.
@@ -284,9 +302,9 @@ def rivals_of(
     """
     found: dict[str, Rival] = {}
     for name in names:
-        if name in (COPY, "output"):
-            found[COPY] = lambda bases, sources: pool[model.output][sources[:, 0]]
-        elif name in (NO_CHANGE, "no_change"):
+        if name == COPY or (name == "output" and name not in model.domains):
+            found[COPY] = lambda bases, sources: pool[model.output][sources]
+        elif name == NO_CHANGE or (name == "no_change" and name not in model.domains):
             found[NO_CHANGE] = lambda bases, sources: pool[model.output][bases]
         elif others and name in others:
             found[name] = _of_model(model, pool, *others[name])
@@ -298,7 +316,7 @@ def rivals_of(
 
 def _of_model(model: CausalModel, pool: Setting, other: CausalModel, variable: str) -> Rival:
     """The rival that another variable, of this or of another model, is what the interchange sets."""
-    from iitkit.causal.hypotheses import translated
+    from iitkit.causal.hypotheses import answer_keys, translated
 
     inputs = {name: pool[name] for name in model.exogenous}
     setting = pool if other is model else other.run(translated(model, other, inputs))
@@ -309,7 +327,9 @@ def _of_model(model: CausalModel, pool: Setting, other: CausalModel, variable: s
         if other is model:
             return after
         domain = model.domains[model.output]
-        table = np.asarray([-1 if (c := domain.find(v)) is None else c for v in other.domains[other.output].values])
+        table = np.asarray(
+            [domain.codes.get(key, -1) if isinstance(key, tuple) else -1 for key in answer_keys(model, other)]
+        )
         found: Codes = table[after]
         return found
 
@@ -335,10 +355,8 @@ def balanced_values(
     found = np.full(len(bases), -1, dtype=np.int64)
     for v, name in enumerate(plan.variables):
         rows = (plan.chosen[:, 0] == v).nonzero()[0]
-        values = np.unique(pool[name])
-        inputs = {x: np.repeat(pool[x][bases[rows]], len(values)) for x in model.exogenous}
-        labels = model.run(inputs, do={name: np.tile(values, len(rows))})[model.output].reshape(len(rows), len(values))
-        changes = labels != pool[model.output][bases[rows], None]
+        values = values_in(model, pool, name)
+        changes = changes_by_value(model, pool, bases[rows], name, values)
         fits = (flipped[rows, None] < 0) | (changes == (flipped[rows, None] == 1))
         counts = np.zeros(len(values))
         for i in generator.permutation(len(rows)).tolist():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from iitkit.causal.inputs import Where
 from iitkit.causal.model import CausalModel, Setting
-from iitkit.causal.variables import Codes
+from iitkit.causal.variables import Codes, Domain
 from iitkit.errors import IITKitError, choices
 
 SPLITS = ("train", "validation", "test")
@@ -126,11 +127,13 @@ def divide_words(
         IITKitError: too few words for some split.
     """
     groups: dict[tuple[Hashable, ...], list[Hashable]] = {}
+    grouped: set[Hashable] = set()
     for name in names:
         for value, stratum in _strata(model, name):
             members = groups.setdefault(stratum, [])
-            if not any(value in group for group in groups.values()):
+            if value not in grouped:
                 members.append(value)
+                grouped.add(value)
     where: dict[Hashable, str] = {}
     for members in groups.values():
         for split, part in zip(SPLITS, _parts(len(members), generator, shares), strict=True):
@@ -151,7 +154,11 @@ def divide_words(
 def _strata(model: CausalModel, name: str) -> list[tuple[Hashable, tuple[Hashable, ...]]]:
     """Each word of a variable with the values of what is computed from it alone, where few words differ in it."""
     domain = model.exogenous[name]
-    alone = [m for m in model.mechanisms.values() if m.parents == [name] and len(m.domain) * 4 <= len(domain)]
+    alone = [
+        m
+        for m in model.mechanisms.values()
+        if m.parents == [name] and m.table is not None and (m.table >= 0).all() and len(m.domain) * 4 <= len(domain)
+    ]
     return [
         (value, (name, *(m.domain.values[int(m.table[i])] for m in alone if m.table is not None)))
         for i, value in enumerate(domain.values)
@@ -185,13 +192,25 @@ def _divide_combinations(
             return found
         mixed = np.full(len(setting[names[0]]), salt, dtype=np.uint64)
         for name in names:
-            mixed = _mix(mixed ^ setting[name].astype(np.uint64))
+            # a code says in which order values were met, and that depends on the splits asked for before
+            domain = model.domains[name]
+            mixed = _mix(
+                mixed ^ (setting[name].astype(np.uint64) if domain.complete else _hashed(domain, setting[name]))
+            )
         return np.searchsorted(bounds, mixed / np.float64(2**64), side="right").astype(np.int8)
 
     def where(number: int) -> Where:
         return lambda setting: number_of(setting) == number
 
     return {split: where(number) for number, split in enumerate(SPLITS)}
+
+
+def _hashed(domain: Domain, codes: Codes) -> npt.NDArray[np.uint64]:
+    """Return numbers that are equal where values are, the same in every process."""
+    met, of = np.unique(codes, return_inverse=True)
+    texts = [repr(domain.values[code]).encode() for code in met.tolist()]
+    numbers = [int.from_bytes(blake2b(text, digest_size=8).digest(), "big") for text in texts]
+    return np.asarray(numbers, dtype=np.uint64)[of.reshape(-1)]
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -209,7 +228,10 @@ def _all(tests: Sequence[Where]) -> Where | None:
 
 
 def audit(
-    model: CausalModel, by: By, splits: Mapping[str, tuple[Setting, Codes]], held_out: Sequence[str] = ()
+    model: CausalModel,
+    by: By,
+    splits: Mapping[str, tuple[Setting, Codes]],
+    held_out: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Compare what splits hold, and say in lines what they share.
 
@@ -217,7 +239,7 @@ def audit(
         model: the causal model.
         by: what the splits are disjoint in.
         splits: split → every variable's codes and the template of each prompt.
-        held_out: splits that use another's words, in templates of their own.
+        held_out: split → the one whose words and combinations it uses, in templates of its own.
 
     Raises:
         IITKitError: splits that share what they are divided by.
@@ -241,7 +263,8 @@ def audit(
         clashes = [
             f"{one} and {other} share {common} of {min(len(of_split[one]), len(of_split[other]))} {what}"
             for one, other in combinations(splits, 2)
-            if (common := len(of_split[one] & of_split[other])) and (what == "prompts" or other not in held_out)
+            if (common := len(of_split[one] & of_split[other]))
+            and (what in ("prompts", "templates") or (held_out or {}).get(other) != one)
         ]
         if clashes and what != "prompts":
             raise IITKitError(f"split_by: {clashes[0]}: a mechanism that is not pure, or a fault of iitkit's")

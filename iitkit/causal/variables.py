@@ -25,6 +25,22 @@ DENSE = 4_000_000
 _EMPTY = -1
 
 
+def plain(value: Any) -> Any:
+    """Return a value as Python has it: numpy's numbers, truths and strings are the same values as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is tuple and any(isinstance(part, np.generic | tuple) for part in value):
+        return tuple(map(plain, value))
+    return value
+
+
+def key_of(value: Hashable) -> tuple[Any, ...]:
+    """Return what is equal where two values are one: ``True``, ``1`` and ``1.0`` are three, in tuples too."""
+    if type(value) is not tuple:
+        return type(value), value
+    return tuple, value, *(key_of(part) if type(part) is tuple else type(part) for part in value)
+
+
 @dataclass(frozen=True)
 class Open:
     """An open domain: values that are drawn, not listed.
@@ -48,7 +64,7 @@ class Domain:
     def __init__(self, name: str, values: Sequence[Hashable] = (), declared: bool = False) -> None:
         self.name = name
         self.values: list[Hashable] = []
-        self.codes: dict[tuple[type, Hashable], int] = {}
+        self.codes: dict[tuple[Any, ...], int] = {}
         self.complete = True
         """False where values come to light only as a mechanism runs, or as they are drawn."""
         self.labels = False
@@ -67,7 +83,7 @@ class Domain:
     def find(self, value: Hashable) -> int | None:
         """Return the code of a value, or None. ``True`` and ``1`` are different values."""
         try:
-            return self.codes.get((type(value), value))
+            return self.codes.get(key_of(plain(value)))
         except TypeError as error:
             raise IITKitError(
                 f"variable {self.name!r}: value {value!r} is not hashable, so it cannot be one"
@@ -79,11 +95,12 @@ class Domain:
         Raises:
             IITKitError: None, a value outside a declared domain, a label that is no string.
         """
+        value = plain(value)
         code = self.find(value)
         if code is None:
             if value is None:
                 raise IITKitError(f"variable {self.name!r} has the value None: every variable needs a value")
-            if value != value:
+            if value != value or (type(value) is tuple and any(part != part for part in value)):
                 raise IITKitError(f"variable {self.name!r} has the value NaN, which equals nothing: give a number")
             if self.declared:
                 raise IITKitError(
@@ -94,7 +111,7 @@ class Domain:
                 self.check_label(value)
             code = len(self.values)
             self.values.append(value)
-            self.codes[type(value), value] = code
+            self.codes[key_of(value)] = code
         return code
 
     def check_label(self, value: Hashable) -> None:
@@ -113,9 +130,14 @@ class Domain:
         """Return the values as an array: of numbers, booleans or strings where all are of that one type."""
         if self._array is None or len(self._array) != len(self.values):
             kinds = {type(value) for value in self.values}
-            if len(kinds) == 1 and kinds <= {int, float, bool, str}:
-                self._array = np.asarray(self.values)
-            else:
+            self._array = np.asarray(self.values) if len(kinds) == 1 and kinds <= {int, float, bool, str} else None
+            # numpy rounds integers beyond 63 bits, and cuts NUL characters off the ends of strings
+            rounded = self._array is not None and kinds == {int} and self._array.dtype.kind == "f"
+            if (
+                self._array is None
+                or rounded
+                or (kinds == {str} and any(str(value).endswith("\0") for value in self.values))
+            ):
                 self._array = np.empty(len(self.values), dtype=object)
                 self._array[:] = self.values
         return self._array
@@ -232,6 +254,11 @@ class Mechanism:
             raise IITKitError(
                 f"{self.kind} {self.name!r} (vectorised) failed on {n} rows: {type(error).__name__}: {error}"
             ) from error
+        if isinstance(result, np.ndarray) and result.ndim != 1:
+            raise IITKitError(
+                f"{self.kind} {self.name!r} (vectorised) returned an array of shape {list(result.shape)}, expected "
+                f"[{n}]: values that are vectors are a list of tuples"
+            )
         values = result.tolist() if isinstance(result, np.ndarray) else list(result) if _is_list(result) else None
         if values is None or len(values) != n:
             given = f"{len(values)} values" if values is not None else f"a {type(result).__name__}"

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iitkit.causal import CausalModel, Setting, Symbols, Text, sample_inputs
-from iitkit.causal.hypotheses import COPY, NO_CHANGE, Disagreement, Hypothesis
+from iitkit.causal.hypotheses import Disagreement, Hypothesis
 from iitkit.causal.inputs import check_varying, groups_of
 from iitkit.causal.sampling import take
 from iitkit.causal.splits import By, Share, audit
@@ -177,12 +177,20 @@ class TaskPairs:
             generator(self.drawing.seed, "pairs", split, epoch),
         )
 
+    def paired(self, split: str, kept: Codes) -> Codes:
+        """Return those of some prompts that still have a source among them."""
+        if not self.design.differ_in:
+            return kept
+        drawn = self.drawn(split).taken(kept)
+        groups = groups_of(self.model, drawn.setting, drawn.templates, self.design.differ_in)
+        return kept[np.bincount(groups)[groups] > 1]
+
     # --- what a user should know of the data ---
 
     def audit(self) -> list[str]:
         """Return what the splits share and what they do not."""
         held = {split: (self.drawn(split).setting, self.drawn(split).templates) for split in self.splits()}
-        return audit(self.model, self.by, held, held_out=["test_templates"])
+        return audit(self.model, self.by, held, held_out={"test_templates": "test"})
 
     def distinguish(self, setting: Setting, pairs: Pairs, variables: Sequence[str]) -> Disagreement:
         """Return how often hypotheses predict different labels on pairs of a pool's setting (first sources)."""
@@ -193,6 +201,6 @@ class TaskPairs:
         for name in self.design.tell_apart:
             if name in self.rivals:
                 named[name] = self.rivals[name]
-            elif name not in ("output", "no_change", COPY, NO_CHANGE):
+            elif name in self.model.domains:
                 named[name] = name
         return self.model.distinguish(named, (base, source))
