@@ -131,6 +131,9 @@ class CounterfactualDataModule(pl.LightningDataModule):
         else:
             assert dataset is not None
             unread = {
+                "flipped": flipped != 0.5,
+                "together": together != 1,
+                "shares": tuple(shares) != (0.6, 0.2, 0.2),
                 "one_source": one_source,
                 "balance": balance,
                 "differ_in": differ_in,
@@ -236,6 +239,13 @@ class CounterfactualDataModule(pl.LightningDataModule):
                 "split is empty: check prefix and task, or set only_correct to false"
             )
         rows = right.nonzero()[0].astype(np.int64)
+        if isinstance(self.source, TaskPairs):
+            rows = self.source.paired(split, rows)
+            if len(rows) < 2:
+                raise IITKitError(
+                    f"data.only_correct leaves no two {split} prompts that differ in only the variables of "
+                    "data.differ_in: name more of these, or raise data.sizes"
+                )
         self._kept[split] = rows
         return pool.taken(rows)
 

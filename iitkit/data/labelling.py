@@ -31,7 +31,7 @@ def labels_for(source: PairSource, tokenizer: Any, wording: Wording) -> Labels:
         number = {model.forms(value)[0]: model.encoding.label(value) for value in values}
         return Classes(lambda text: number[text])
     answers = Answers(tokenizer, wording)
-    forms = {model.forms(value)[0]: model.forms(value) for value in values} if model.surface else {}
+    forms = {texts[0]: texts for texts in model.surface.values()}  # also of values that no input has had yet
     return _Formed(answers, forms) if any(len(texts) > 1 for texts in forms.values()) else answers
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from iitkit.causal import CausalModel, Chain, Plan, Setting, Together, draw_sources
 from iitkit.causal.flipping import flips_asked
 from iitkit.causal.inputs import groups_of
-from iitkit.causal.sampling import Wishes, balanced_values, rivals_of, take
+from iitkit.causal.sampling import Wishes, balanced_values, rivals_of, take, values_in
 from iitkit.causal.variables import Codes
 from iitkit.errors import IITKitError
 
@@ -145,9 +145,13 @@ def make_pairs(model: CausalModel, pool: Prompted, design: Design, n: int, gener
         plan = Together(design.variables, chosen, design.one_source)
     wanted = np.full(n, -1)
     if design.flipped is not None:
-        for group in range(int(groups.max()) + 1):
+        counts = np.bincount(groups)
+        asked = [round(design.flipped * count) for count in counts.tolist()]
+        if abs(sum(asked) - design.flipped * n) > n / 100:  # groups of a few pairs: what each lacks adds up
+            asked = np.diff(np.round(design.flipped * np.cumsum([0, *counts]))).astype(int).tolist()
+        for group, share in enumerate(asked):
             rows = (groups == group).nonzero()[0]
-            wanted[rows] = generator.permutation(np.arange(len(rows)) < round(design.flipped * len(rows)))
+            wanted[rows] = generator.permutation(np.arange(len(rows)) < share)
     wishes = Wishes(
         wanted,
         groups_of(model, pool.setting, pool.templates, design.differ_in) if design.differ_in else None,
@@ -190,7 +194,7 @@ def _bases(model: CausalModel, pool: Prompted, design: Design, n: int, generator
     if "output" not in design.balance:
         return _laps(len(pool), n, generator)
     answers = pool.setting[model.output]
-    kinds = np.unique(answers)
+    kinds = values_in(model, pool.setting, model.output)
     of_pair = generator.permutation(np.arange(n) % len(kinds))
     base = np.zeros(n, dtype=np.int64)
     for number, kind in enumerate(kinds.tolist()):

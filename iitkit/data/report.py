@@ -94,14 +94,21 @@ def confounded(data: CounterfactualDataModule, pairs: Pairs) -> list[str]:
     """Return what pairs of a task cannot tell: variables whose labels a simpler rival predicts as well."""
     source = data.source
     assert isinstance(source, TaskPairs)
-    setting, lines = data.pools["train"].setting, []
+    answers, lines = source.truths("train"), []
+    kept = data.kept("train")
+    answers = answers if kept is None else [answers[i] for i in kept.tolist()]
     for v, name in enumerate(data.variables):
-        rows = (pairs.variables == v).any(1).nonzero()[0]
+        rows, k = (pairs.variables == v).nonzero()
         if not len(rows):
             continue
-        found = source.distinguish(setting, pairs.taken(rows), [name])
-        for rival, says in ((COPY, "takes over the source's answer as a whole"), (NO_CHANGE, "does nothing")):
-            if found.between(name, rival) == 0:
+        sources = pairs.sources[rows, np.minimum(k, pairs.sources.shape[1] - 1)].tolist()
+        labels = [pairs.candidates[i][pairs.label[i]] for i in rows.tolist()]
+        copied = labels == [answers[i] for i in sources]
+        for rival, same, says in (
+            (COPY, copied, "takes over the source's answer as a whole"),
+            (NO_CHANGE, not pairs.flipped[rows].any(), "does nothing"),
+        ):
+            if same:
                 lines.append(
                     f"on all {len(rows)} pairs {name} predicts what {rival!r} predicts: they are no evidence for the "
                     f"variable against a site that {says}"

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from iitkit.causal import Setting, Text
 from iitkit.causal.variables import Codes
 from iitkit.data.pairs import Pairs
+from iitkit.errors import IITKitError
 
 Split = Literal["train", "validation", "test", "test_templates"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test", "test_templates")
@@ -48,5 +49,7 @@ class PairSource(Protocol):
 
 def generator(seed: int, *key: str | int) -> np.random.Generator:
     """Return a generator of its own for each purpose, the same in every process."""
+    if seed < 0:
+        raise IITKitError(f"seed {seed}: expected 0 or more")
     numbers = [part if isinstance(part, int) else int.from_bytes(part.encode(), "big") for part in key]
     return np.random.default_rng([seed, *numbers])
