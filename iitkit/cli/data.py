@@ -57,6 +57,8 @@ class Inspection(LightningCLI):
             "--with_model", type=bool, default=False, help="run the base model: its accuracy by template and value"
         )
         parser.add_argument("--most", type=int | None, default=None, help="prompts of each split that it runs; all")
+        # a config may hold it: it is of fit and test, and the data do not depend on it
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="not read: of fit, validate and test")
         parser.add_argument("--save", type=str | None, default=None, help="folder for the pairs, as a Hub dataset")
         parser.add_argument("--format", type=str, default="jsonl", help="of its files: jsonl or parquet")
         parser.add_argument(

@@ -155,6 +155,12 @@ def test_a_config_of_iitkits_own(tiny_gpt2: str, tmp_path: Path) -> None:
     assert "io_position" in ran.out
 
 
+def test_a_config_that_fit_resumes_by(agreement: Path) -> None:
+    agreement.write_text(agreement.read_text(encoding="utf-8") + "ckpt_path: last\n", encoding="utf-8")
+    ran = without_a_network("data", "--config", agreement)
+    assert ran.code == 0, ran.err  # the data are the same, resumed or not
+
+
 def test_help_says_what_there_is() -> None:
     ran = iitkit("data", "--help")
     assert ran.code == 0
