@@ -14,6 +14,10 @@ COMMANDS = {
     "validate": ("training", "measure a checkpoint on the validation pairs"),
     "test": ("training", "measure a checkpoint and the controls on held-out pairs"),
     "predict": ("training", "write a checkpoint's prediction for every test pair"),
+    "trace": ("trace", "causal tracing: which state brings a corrupted fact back?"),
+    "patch": ("patch", "activation, path and attribution patching from one run into another"),
+    "lens": ("lens", "what each layer would say: the logit lens, plain and under an intervention"),
+    "plot": ("plot", "draw a saved grid again: PNG and interactive page"),
     "data": ("data", "report on a task's or a dataset's pairs before any training; save and push them"),
     "sites": ("sites", "print a network's components, modules, widths and heads; loads no weights"),
 }

@@ -1,0 +1,150 @@
+"""What the commands that measure have in common: settings, the base model, results in a folder, exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from jsonargparse import ActionConfigFile
+
+import iitkit.tasks  # noqa: F401 - makes the tasks known by their short names
+from iitkit.analysis.grid import Grid
+from iitkit.analysis.summaries import failures
+from iitkit.cli.callbacks import write_text
+from iitkit.cli.parser import Parser
+from iitkit.cli.training import prepared
+from iitkit.data import CounterfactualDataModule, Sizes
+from iitkit.errors import IITKitError
+from iitkit.models.load_errors import causes
+from iitkit.models.loading import load_base
+from iitkit.tasks import Task
+
+Settings = TypeVar("Settings")
+
+
+def parsed(command: str, kind: type[Settings], arguments: Sequence[str]) -> tuple[Settings, str]:
+    """Return a command's settings, and the config as it would be written.
+
+    Args:
+        command: its name.
+        kind: a dataclass: its fields are the keys of a config and the options.
+        arguments: what follows the command.
+
+    Raises:
+        IITKitError: what our classes say of their arguments.
+    """
+    parser = Parser(prog=f"iitkit {command}", description=(kind.__doc__ or "").split("\n")[0])
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config: a file, or one of iitkit's own")
+    parser.add_class_arguments(kind, as_group=False)
+    found = parser.parse_args(prepared(arguments))
+    written = parser.dump(found.clone(), skip_none=False) if "config" not in found else _dumped(parser, found)
+    try:
+        made = parser.instantiate_classes(found)
+    except ValueError as error:
+        for link in causes(error):
+            if isinstance(link, IITKitError):
+                raise IITKitError(str(link)) from error
+        raise
+    values = {name: value for name, value in made.as_dict().items() if name != "config"}
+    return kind(**values), written
+
+
+def _dumped(parser: Parser, found: Any) -> str:
+    plain = found.clone()
+    plain.pop("config", None)
+    text: str = parser.dump(plain)
+    return text
+
+
+def loaded(base: str, dtype: str) -> tuple[Any, Any]:
+    """Return a base model, on a GPU where there is one, and its tokenizer."""
+    model, tokenizer = load_base(base, dtype=dtype, device="cuda" if torch.cuda.is_available() else None)
+    return model, tokenizer
+
+
+def one_of(**given: Any) -> str:
+    """Return which of several inputs was given.
+
+    Raises:
+        IITKitError: none of them, or several.
+    """
+    there = [name for name, value in given.items() if value is not None]
+    if len(there) != 1:
+        said = " and ".join(there) if there else "none of them"
+        raise IITKitError(f"inputs: expected one of {', '.join(given)}; given {said}")
+    return there[0]
+
+
+def data_of(
+    task: Task | None, data: CounterfactualDataModule | None, prefix: str, most: int | None, seed: int
+) -> CounterfactualDataModule:
+    """Return the data module of a task, with as many pairs in each split as are asked for; or the one that is given.
+
+    Raises:
+        IITKitError: a prefix beside a data module, which has its own.
+    """
+    if data is not None:
+        if prefix:
+            raise IITKitError("prefix: the data have their own (data.init_args.prefix): leave it out")
+        return data
+    n = 32 if most is None else most
+    sizes = Sizes(train=n, validation=n, test=n, test_templates=n)
+    return CounterfactualDataModule(task, sizes, prefix=prefix, seed=seed)
+
+
+def write(grid: Grid, root: Path, name: str, text: str, config: str = "", drawn: Grid | None = None) -> None:
+    """Write a measurement's files: ``name`` .parquet, .json, .txt, .png and .html, and config.yaml.
+
+    Args:
+        grid: what was measured.
+        root: the folder.
+        name: of the files.
+        text: what the command prints.
+        config: the settings.
+        drawn: what picture and page show, where that is another grid.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    grid.save(root / name)
+    write_text(root / f"{name}.txt", text + "\n")
+    if config:
+        write_text(root / "config.yaml", config)
+    for line in draw(grid if drawn is None else drawn, root / name):
+        print(f"iitkit: {line}", file=sys.stderr)
+    print(text, flush=True)
+    print(f"\nresults: {root / name}.parquet, .json, .png, .html", flush=True)
+
+
+def draw(grid: Grid, stem: Path, **options: Any) -> list[str]:
+    """Write picture and page of a grid; what cannot be drawn is said and does not end the run."""
+    said = []
+    try:
+        grid.save_png(stem.with_name(f"{stem.name}.png"), **options)
+    except IITKitError as error:
+        said.append(f"no picture: {error}")
+    try:
+        kept = {key: value for key, value in options.items() if key in ("theme", "title")}
+        grid.page(stem.with_name(f"{stem.name}.html"), **kept)
+    except IITKitError as error:
+        said.append(f"no page: {error}")
+    return said
+
+
+def finish(grid: Grid) -> None:
+    """End with the exit code that a grid deserves: 1 where cells failed, 130 after Ctrl-C."""
+    if grid.failed:
+        print(f"iitkit: {len(grid.failed)} values failed:", file=sys.stderr)
+        for line in failures(grid):
+            print(f"  {line}", file=sys.stderr)
+    if grid.about.get("interrupted"):
+        print("iitkit: interrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+    if grid.failed:
+        sys.exit(1)
+
+
+def tell(line: str) -> None:
+    """Print a line while a measurement runs."""
+    print(line, flush=True)
