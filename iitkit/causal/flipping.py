@@ -21,6 +21,7 @@ def flips_asked(
     wishes: Wishes,
     among: Codes,
     generator: np.random.Generator,
+    alike: Codes | None = None,
 ) -> tuple[Codes, Codes]:
     """Move the flips that are wished to bases that let their label change, as many in each group as before.
 
@@ -35,6 +36,7 @@ def flips_asked(
         wishes: what the pairs are to be like.
         among: number of each pair's group, [n].
         generator: breaks ties; it is not used where every base can do what is wished.
+        alike: number of each input of the pool: a base is stood in for by one of its number, if any can, [N].
 
     Returns:
         The bases, and 1 where the label must change, 0 where it must stay, [n] each.
@@ -42,7 +44,7 @@ def flips_asked(
     own = generator.spawn(1)[0]  # what is drawn after this is drawn alike, whether flips had to be moved or not
     free = replace(wishes, flipped=np.full(len(bases), -1))
     flips, keeps = _possible(model, pool, bases, plan, free, own)
-    bases, wanted = bases.copy(), wishes.flipped.copy()
+    stand_in, wanted = bases.copy(), wishes.flipped.copy()
     for group in np.unique(among[np.where(wanted == 1, ~flips, ~keeps)]).tolist():
         these = own.permutation((among == group).nonzero()[0])
         asked = int((wanted[these] == 1).sum())
@@ -53,8 +55,14 @@ def flips_asked(
         for rows, can in ((order[:asked], flips), (order[asked:], keeps)):
             unable, able = rows[~can[rows]], these[can[these]]
             if len(able):
-                bases[unable] = bases[own.choice(able, len(unable))]
-    return bases, wanted
+                stand_in[unable] = bases[own.choice(able, len(unable))]
+            if alike is None:
+                continue
+            for number in np.unique(alike[bases[unable]]).tolist():
+                mine, fits = unable[alike[bases[unable]] == number], able[alike[bases[able]] == number]
+                if len(fits):
+                    stand_in[mine] = bases[own.choice(fits, len(mine))]
+    return stand_in, wanted
 
 
 def _possible(

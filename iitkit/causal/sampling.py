@@ -152,6 +152,7 @@ def changes_by_value(
     model: CausalModel, pool: Setting, bases: Codes, name: str, values: Codes
 ) -> npt.NDArray[np.bool_]:
     """Return whether each value of a variable changes each base's label, [n, values]."""
+    bases, of = np.unique(bases, return_inverse=True)  # each base once: there may be many pairs of each
     found = np.zeros((len(bases), len(values)), dtype=bool)
     step = max(1, CELLS // len(values))
     for start in range(0, len(bases), step):
@@ -159,7 +160,7 @@ def changes_by_value(
         inputs = {x: np.repeat(pool[x][some], len(values)) for x in model.exogenous}
         labels = model.run(inputs, do={name: np.tile(values, len(some))})[model.output].reshape(len(some), -1)
         found[start : start + step] = labels != pool[model.output][some, None]
-    return found
+    return found[of.reshape(-1)]
 
 
 def _of_right_value(

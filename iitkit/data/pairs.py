@@ -159,7 +159,8 @@ def make_pairs(model: CausalModel, pool: Prompted, design: Design, n: int, gener
         rivals_of(model, pool.setting, design.tell_apart, design.rivals),
     )
     if design.flipped is not None:
-        base, wanted = flips_asked(model, pool.setting, base, plan, wishes, groups, generator)
+        alike = pool.setting[model.output] if "output" in design.balance else None
+        base, wanted = flips_asked(model, pool.setting, base, plan, wishes, groups, generator, alike)
         wishes = replace(wishes, flipped=wanted)
     if "variable" in design.balance:
         assert isinstance(plan, Together)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -101,6 +102,26 @@ def test_the_flipped_share_of_many_combinations_of_variables_is_what_is_asked() 
     data = bound(Ten(), stub, together=3, sizes=Sizes(train=120, validation=60, test=60))
     assert data.pairs("train").flipped.sum() == 60
     assert data.pairs("test").flipped.sum() == 30
+
+
+def test_answers_stay_balanced_where_others_stand_in_for_bases() -> None:
+    design = Design([], 0.95, balance=("output",))
+    source = TaskPairs(Gate(), Drawing({"train": 400, "validation": 20, "test": 20}), design)
+    pairs = source.pairs("train", 0, ["left"], 400)
+    assert pairs.flipped.sum() == 380
+    answers = [pairs.candidates[i][label] for i, label in enumerate(pairs.base_label)]
+    assert Counter(answers) == {" true": 200, " false": 200}  # 138 and 262 before
+
+
+def test_who_stands_in_for_a_base_can_do_what_is_asked() -> None:
+    # a base that could not flip was stood in for; then it was chosen to stand in for one that could not be kept
+    design = Design([], 0.5, tell_apart=("output",))
+    source = TaskPairs(Gate(), Drawing({"train": 4000, "validation": 500, "test": 500}), design)
+    pairs, setting = source.pairs("train", 0, ["left"], 20_000), source.drawn("train").setting
+    assert pairs.flipped.sum() == 10_000
+    label = np.asarray([row[i] for row, i in zip(pairs.candidates, pairs.label, strict=True)])
+    copied = np.asarray(source.model.values({"answer": setting["answer"][pairs.source]}, "answer"))
+    assert (label != copied).all()
 
 
 def test_what_the_model_answers_right_still_differs_in_only_some_variables() -> None:
