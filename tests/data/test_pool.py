@@ -65,7 +65,9 @@ def check(pairs: Pairs, pool: Pool, variables: list[str]) -> None:
         assert bool(pairs.flipped[i]) == (before != after)
 
 
-@pytest.mark.parametrize("variables", [["io_position"], ["io_name"], ["io_position", "io_name"], ["place"], ["subject"]])
+@pytest.mark.parametrize(
+    "variables", [["io_position"], ["io_name"], ["io_position", "io_name"], ["place"], ["subject"]]
+)
 @pytest.mark.parametrize("share", [None, 0.5, 0.3])
 def test_every_label_by_hand(task: IndirectObject, pool: Pool, variables: list[str], share: float | None) -> None:
     if variables == ["place"]:

@@ -88,9 +88,7 @@ def test_positions_of_a_long_span(tokenizer: PreTrainedTokenizerFast) -> None:
     start, stop = prompt.spans["word"]
     assert tokenizer.decode(prompt.ids[start:stop]) == " big Zzyzx park"
     assert stop - start > 3
-    found = {
-        p: places(tokenizer, text, p) for p in ("word", "word.first", "word.last", "word.all")
-    }
+    found = {p: places(tokenizer, text, p) for p in ("word", "word.first", "word.last", "word.all")}
     assert found == {
         "word": [stop - 1],
         "word.last": [stop - 1],
