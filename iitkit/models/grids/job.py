@@ -48,6 +48,7 @@ class Job:
 
     def way(self) -> Way:
         """Return the way that holds, found out on some of the cells where it is not known yet."""
+        self.prefetch()
         ways = self.engine.ways
         while True:
             way = ways.now(self.base)

@@ -11,14 +11,10 @@ import torch
 from torch import Tensor
 
 from iitkit.errors import IITKitError, choices
-from iitkit.models.editing import Stopped, Visit, stopping, visiting
 from iitkit.models.grids.cells import Cell, Patch
 from iitkit.models.grids.found import Found, Progress, Reduce, first_line
-from iitkit.models.grids.network import Item
+from iitkit.models.grids.receiving import Received, receive
 from iitkit.models.grids.run import Run
-from iitkit.models.grids.table import Table, Units
-from iitkit.models.location import Location
-from iitkit.models.runs import call
 from iitkit.models.sites import Head
 
 if TYPE_CHECKING:
@@ -62,8 +58,10 @@ class Paths:
         if unknown := [what for what in hold if what not in HELD]:
             raise IITKitError(f"hold {unknown[0]!r}: expected some of {choices(HELD)}")
         self.engine, self.base, self.receivers, self.hold = engine, base, list(receivers), list(hold)
-        self.columns = [base.rows.columns(r.columns) if r.columns is not None else None for r in self.receivers]
-        self.causal = False
+        steps = torch.arange(base.rows.tokens.ids.shape[1]).expand(len(base.rows), -1)
+        everywhere = steps.where(base.rows.tokens.mask.bool().cpu(), -1)
+        given = [receiver.columns for receiver in self.receivers]
+        self.columns = [everywhere if at is None else base.rows.columns(at).cpu() for at in given]
         for receiver in self.receivers:
             engine.network.location(receiver.layer, receiver.component, receiver.head)
 
@@ -92,11 +90,19 @@ class Paths:
         if not self.receivers:
             return [self.held(sender) for sender in senders]
         job = self.engine.job(self.base, [self.held(sender) for sender in senders])
-        self.causal = job.way().causal
-        table = Table(self.base, job.cells, len(self.engine.network), causal=False, whole=True)
-        units = table.units(torch.arange(len(senders)))
-        seen = self._seen(table, units)
-        return [self._cell(number, units, seen, senders[number]) for number in range(len(senders))]
+        received = receive(job, [(receiver.layer, receiver.component) for receiver in self.receivers])
+        return [self._cell(number, received) for number in range(len(senders))]
+
+    def _cell(self, number: int, received: Received) -> list[Patch]:
+        """Return the cell of one sender; a row in which it reaches no receiver is left as it is."""
+        patches: list[Patch] = []
+        for receiver, columns in zip(self.receivers, self.columns, strict=True):
+            at, values = received.at((receiver.layer, receiver.component), number, columns)
+            if values is not None and receiver.head is not None:
+                values = values[:, :, receiver.head]
+            given = 0.0 if values is None else values
+            patches.append(Patch(receiver.layer, receiver.component, at, receiver.head, values=given))
+        return patches
 
     def at_once(self) -> int:
         """Return how many senders are run at a time."""
@@ -104,69 +110,6 @@ class Paths:
         limits = engine.limits(False)
         receivers = max(1, len(self.receivers)) * limits.past * tokens
         return max(1, min(limits.units(tokens, 0), int(engine.memory / 4 / receivers)))
-
-    @torch.no_grad()
-    def _seen(self, table: Table, units: Units) -> list[Tensor]:
-        """Return what the senders' changes make of each receiver, [U, S, (heads,) width]."""
-        network, found = self.engine.network, dict[Item, Tensor]()
-        wanted = list(dict.fromkeys((r.layer, r.component) for r in self.receivers))
-
-        def taking(item: Item) -> Visit:
-            def visit(hidden: Tensor, inputs: Tensor | None) -> None:
-                found[item] = hidden.clone()
-                if len(found) == len(wanted):
-                    raise Stopped
-
-            return visit
-
-        if len(units):
-            rows = self.base.rows.take(units.row.to(network.device))
-            # a receiver is seen before it is held itself
-            visits: list[tuple[Location, Visit]] = [(network.location(*item), taking(item)) for item in wanted]
-            visits += [(location, visit) for _, location, visit in table.visits(units, "base")]
-            with visiting([*network.embedded(rows.embeddings), *visits]), stopping():
-                call(network.model, rows.tokens)
-        return [found[(r.layer, r.component)] for r in self.receivers] if found else []
-
-    def _cell(self, number: int, units: Units, seen: Sequence[Tensor], sender: Cell) -> list[Patch]:
-        """Return the cell of one sender; of rows in which nothing was changed the base's own values are put there."""
-        which = (units.cell == number).nonzero()[:, 0]
-        first = self._first(sender)
-        patches: list[Patch] = []
-        for receiver, columns, made in zip(
-            self.receivers, self.columns, seen or [torch.empty(0)] * len(self.receivers), strict=True
-        ):
-            steps = torch.arange(self.base.rows.tokens.ids.shape[1]).expand(len(self.base.rows), -1)
-            at = steps.where(self.base.rows.tokens.mask.bool().cpu(), -1) if columns is None else columns.cpu()
-            # what stands left of the change is as it was, in a network that looks at no later token
-            ran = torch.zeros(len(self.base.rows), dtype=torch.bool)
-            ran[units.row[which]] = True
-            at = at.where((at >= first[:, None]) & ran[:, None], -1)
-            values = None
-            if len(which):
-                whole = made.new_zeros(len(self.base.rows), *made.shape[1:])
-                whole[units.row[which]] = made[which]
-                values = whole[torch.arange(len(whole))[:, None], at.clamp(min=0)]
-                if receiver.head is not None:
-                    values = values[:, :, receiver.head]
-            patches.append(
-                Patch(receiver.layer, receiver.component, at, receiver.head, values=0.0 if values is None else values)
-            )
-        return patches
-
-    def _first(self, sender: Cell) -> Tensor:
-        """Return each row's first column that a sender may change, where no token sees a later one."""
-        if not self.causal:
-            return torch.zeros(len(self.base.rows), dtype=torch.long)
-        patches = [sender] if isinstance(sender, Patch) else list(sender)
-        far = self.base.rows.tokens.ids.shape[1]
-        firsts = []
-        for patch in patches:
-            if patch.columns is None:
-                return self.base.starts
-            columns = self.base.rows.columns(patch.columns).cpu()
-            firsts.append(columns.where(columns >= 0, far).amin(1))
-        return torch.stack(firsts).amin(0)
 
 
 def along(

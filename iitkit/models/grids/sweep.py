@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from iitkit.batch import Tokens
 from iitkit.models.editing import Stopped, Visit, stopping, visiting
-from iitkit.models.grids.network import RESIDUAL
+from iitkit.models.grids.network import RESIDUAL, Item
 from iitkit.models.grids.resolve import Edit
 from iitkit.models.grids.run import Run
 from iitkit.models.grids.table import Table, Units
@@ -30,11 +30,14 @@ class Sweep:
         base: the run that is edited.
         units: the batch.
         prefix: whether keys and values of the tokens before come from the base; all tokens are run where not.
+        watched: components to keep in ``seen``, of the units that have joined there; the run ends behind the last.
     """
 
     base: Run
     units: Units
     prefix: bool
+    watched: Sequence[Item] = ()
+    seen: dict[Item, Tensor] = field(default_factory=dict)
     entering: dict[int, list[Visit]] = field(default_factory=dict)
     left: dict[int, list[Visit]] = field(default_factory=dict)
     leaving: dict[int, list[Visit]] = field(default_factory=dict)
@@ -56,8 +59,14 @@ class Sweep:
         self.one_past = bool((start == start[0]).all())
 
     def run(self, table: Table) -> Tensor:
-        """Return what leaves the last layer at the columns that are read, [U, T, width]."""
-        inside: list[tuple[Location, Visit]] = []
+        """Return what leaves the last layer at the columns that are read, [U, T, width]; nothing where it is watched.
+
+        What is watched is seen before it is edited itself.
+        """
+        watched = dict.fromkeys(self.watched)
+        inside: list[tuple[Location, Visit]] = [
+            (self.network.location(*item), self._seeing(item)) for item in watched if item[1] not in RESIDUAL
+        ]
         for edit, location, visit in table.visits(self.units, "run"):
             self._place(edit, location, visit, inside)
         final: list[Tensor] = []
@@ -69,7 +78,15 @@ class Sweep:
                 past_key_values=self._cache(),
                 use_cache=self.length > 0,
             )
-        return final[0]
+        return final[0] if final else self.base.entries[-1][:0, :1]
+
+    def _seeing(self, item: Item) -> Visit:
+        def visit(hidden: Tensor, inputs: Tensor | None) -> None:
+            self.seen[item] = hidden.clone()
+            if len(self.seen) == len(set(self.watched)):
+                raise Stopped
+
+        return visit
 
     def _place(self, edit: Edit, location: Location, visit: Visit, inside: list[tuple[Location, Visit]]) -> None:
         layer, component = edit.item
@@ -176,8 +193,12 @@ class Sweep:
         if not parts:
             return like[:0]
         found = parts[0] if len(parts) == 1 else torch.cat(parts)
-        for visit in (*self.left.get(layer, ()), *self.entering.get(layer, ())):
-            found = _seen(visit, found, None)
+        # what leaves the layer before is edited first, then what enters this one
+        for item, visits in (((layer - 1, "block_output"), self.left), ((layer, "block_input"), self.entering)):
+            if item in self.watched:
+                self._seeing(item)(found, None)
+            for visit in visits.get(layer, ()):
+                found = _seen(visit, found, None)
         return found
 
     def _read(self, hidden: Tensor) -> Tensor:

@@ -36,7 +36,6 @@ class Work:
 
     def parts(self) -> Iterator[Part]:
         """Yield the cells as they are done."""
-        self.job.prefetch()
         way = self.job.way()
         swept, plainly, filled = self.job.split(way)
         limits = self.engine.limits(way.growing)
