@@ -119,6 +119,7 @@ def attribute(
     with Bar("exact cells", len(examples), progress) as bar:
         start = 0
         for chunk, of_base in zip(examples.chunks, of_bases, strict=True):
+            bar.size = len(chunk)
             values, lost = _exact(patcher, chunk, metric, chosen, bar)
             real[chosen, start : start + len(chunk)] = values - of_base
             failed |= {int(chosen[number]): line for number, line in lost.items()}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from iitkit.analysis.grid import Grid
+from iitkit.analysis.progress import Bar
 from iitkit.errors import IITKitError
 
 
@@ -45,3 +46,40 @@ class Kept:
             return None
         told = json.dumps([self.settings, dict(example)], sort_keys=True, ensure_ascii=False)
         return self.folder / hashlib.sha256(told.encode()).hexdigest()[:20]
+
+
+def measured(
+    kept: Kept, bar: Bar, jobs: Iterable[tuple[Mapping[str, Any], int, Callable[[], Grid | None]]]
+) -> tuple[list[Grid], bool]:
+    """Measure what is not kept yet; keep what is done without a failure.
+
+    Args:
+        kept: what is kept.
+        bar: is told of finished examples.
+        jobs: what tells an example, how many examples it is, and what measures it (None where it is left out).
+
+    Returns:
+        The grids, and whether Ctrl-C ended it early.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C before anything was done.
+    """
+    done: list[Grid] = []
+    try:
+        for example, size, measure in jobs:
+            bar.size = size
+            found = kept.find(example)
+            if found is None:
+                found = measure()
+                if found is not None and found.about.get("interrupted"):
+                    raise KeyboardInterrupt
+                if found is not None and not found.failed:
+                    kept.keep(example, found)
+            if found is not None:
+                done.append(found)
+            bar.done(size)
+    except KeyboardInterrupt:
+        if not done:
+            raise
+        return done, True
+    return done, False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from iitkit.analysis.examples import Asked, Chunk, Examples
 from iitkit.analysis.frames import Axis, Frame, checked_layers, fingerprint, listed, told, window_of
 from iitkit.analysis.grid import Grid
-from iitkit.analysis.keeping import Kept
+from iitkit.analysis.keeping import Kept, measured
 from iitkit.analysis.metrics import Measure, check_metrics, usual
 from iitkit.analysis.pairs import examples_of
 from iitkit.analysis.progress import Bar, Tell
@@ -178,24 +179,13 @@ class Patcher:
     ) -> Grid:
         """Patch examples; see :func:`patch`."""
         names, alone = self.metrics_of(examples, metrics)
-        settings = {**self._settings(names), "fingerprint": fingerprint(self.model)}
-        kept, done, interrupted = Kept(folder, settings), [], False
+        kept = Kept(folder, {**self._settings(names), "fingerprint": fingerprint(self.model)})
         with Bar("patching", len(examples), progress) as bar:
-            try:
-                for number, chunk in enumerate(examples.chunks):
-                    found = kept.find(chunk.plain())
-                    if found is None:
-                        found = self._chunk(chunk, examples, names, alone, bar, tell if not number else None)
-                        if found.about.get("interrupted"):
-                            raise KeyboardInterrupt
-                        if not found.failed:
-                            kept.keep(chunk.plain(), found)
-                    done.append(found)
-                    bar.done(len(chunk))
-            except KeyboardInterrupt:
-                interrupted = True
-                if not done:
-                    raise
+            jobs = (
+                (c.plain(), len(c), partial(self._chunk, c, examples, names, alone, bar, None if i else tell))
+                for i, c in enumerate(examples.chunks)
+            )
+            done, interrupted = measured(kept, bar, jobs)
         return self._joined(done, examples, names, interrupted)
 
     def metrics_of(self, examples: Examples, metrics: str | Sequence[str] | None) -> tuple[list[str], bool]:

@@ -6,18 +6,21 @@ Wang et al., 2022, https://arxiv.org/abs/2211.00593; Goldowsky-Dill et al., 2023
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from iitkit.analysis.examples import Asked, Chunk, Examples
-from iitkit.analysis.frames import Axis, Frame, told
+from iitkit.analysis.frames import Axis, Frame, fingerprint, told
 from iitkit.analysis.grid import Grid
+from iitkit.analysis.keeping import Kept, measured
 from iitkit.analysis.metrics import Measure
 from iitkit.analysis.pairs import examples_of
 from iitkit.analysis.patching import Patcher
-from iitkit.analysis.progress import Bar, Tell
+from iitkit.analysis.progress import Bar
 from iitkit.batch import Tokens
 from iitkit.errors import IITKitError, choices
 from iitkit.models.anatomy import locate
@@ -57,8 +60,8 @@ def patch_paths(
     pairs: int | None = None,
     batch_size: int = 16,
     engine: Engine | None = None,
+    folder: str | Path | None = None,
     progress: bool | None = None,
-    tell: Tell | None = None,
 ) -> Grid:
     """Patch the paths from senders to receivers.
 
@@ -88,9 +91,9 @@ def patch_paths(
         split: its split.
         pairs: how many pairs of the split.
         batch_size: examples that are run together.
-        engine: runs the cells.
+        engine: runs the cells; one of its own unless said.
+        folder: keeps the examples that are done; a later call with the same settings goes on from there.
         progress: whether to show a bar.
-        tell: is told what it will cost.
 
     Returns:
         A grid over receivers (where named), senders' components, layers, heads, positions, metrics and examples. A
@@ -115,18 +118,18 @@ def patch_paths(
     names, alone = patcher.metrics_of(examples, metrics)
     if any(chunk.candidates is not None for chunk in examples.chunks):
         raise IITKitError("answers of several tokens cannot be measured along paths: use pairs with single tokens")
-    done = []
+    about = told(model, kind="path patching", direction=direction, hold=list(hold), metrics=names)
+    about["receivers"] = {name: [str(site) for site in sites] or "logits" for name, sites in groups.items()}
+    what = {"components": patcher.components, "layers": patcher.layers, "heads": patcher.heads}
+    kept = Kept(folder, {**about, **what, "fingerprint": fingerprint(model)})
     with Bar("path patching", len(examples), progress) as bar:
-        for chunk in examples.chunks:
-            done.append(_chunk(patcher, chunk, examples, groups, tuple(hold), names, alone, bar))
-            bar.done(len(chunk))
+        jobs = (
+            (c.plain(), len(c), partial(_chunk, patcher, c, examples, groups, tuple(hold), names, alone, bar))
+            for c in examples.chunks
+        )
+        done, interrupted = measured(kept, bar, jobs)
     grid = done[0] if examples.single else Grid.join(done, "example")
-    about = {
-        **grid.about,
-        **told(model, kind="path patching", direction=direction, hold=list(hold), metrics=names),
-        "receivers": {name: [str(site) for site in sites] or "logits" for name, sites in groups.items()},
-        **examples.about,
-    }
+    about = {**grid.about, **about, **examples.about, **({"interrupted": True} if interrupted else {})}
     return Grid(grid.values, grid.dims, grid.coords, grid.references, grid.failed, about)
 
 

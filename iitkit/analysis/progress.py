@@ -28,6 +28,8 @@ class Bar:
         disable = None if show is None else not show
         self._bar = tqdm(total=float(examples), desc=what, bar_format=FORMAT, disable=disable, leave=False)
         self._done = 0
+        self.size = 1
+        """Examples that are run together at present."""
 
     def __enter__(self) -> Self:
         return self
@@ -36,8 +38,8 @@ class Bar:
         self._bar.close()
 
     def part(self, progress: Progress) -> None:
-        """Show how far the present example is."""
-        self._to(self._done + progress.share)
+        """Show how far the present examples are."""
+        self._to(self._done + self.size * progress.share)
 
     def done(self, examples: int = 1) -> None:
         """Count finished examples."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from iitkit.analysis.corrupting import Corruption, corrupted, deviation
 from iitkit.analysis.effects import by_role
 from iitkit.analysis.frames import Axis, Frame, checked_layers, fingerprint, listed, told, window_of
 from iitkit.analysis.grid import Grid
-from iitkit.analysis.keeping import Kept
+from iitkit.analysis.keeping import Kept, measured
 from iitkit.analysis.metrics import Answers, Measure, check_metrics
 from iitkit.analysis.progress import Bar, Tell
 from iitkit.analysis.progress import told as cost_told
@@ -194,32 +195,22 @@ class Tracer:
         if self.sigma is None:
             self.sigma = deviation(self.model, texts, subjects) if self.how.kind == "noise" else 0.0
         settings = {**self._settings(), "fingerprint": fingerprint(self.model)}
-        kept, done, skipped = Kept(folder, settings), [], []
-        interrupted, announced = False, False
+        kept, skipped, waiting = Kept(folder, settings), [], [tell]
+
+        def measure(fact: Fact, text: Encoded, bar: Bar) -> Grid | None:
+            ready, why = self._ready(fact, text)
+            if ready is None:
+                skipped.append(why)
+                return None
+            if (first := waiting.pop() if waiting else None) is not None:
+                self._tell_cost(ready, texts, first)
+            return self._fact(ready, bar.part)
+
         with Bar("tracing", len(facts), progress) as bar:
-            try:
-                for fact, text in zip(facts, texts, strict=True):
-                    found = kept.find(fact.plain())
-                    if found is None:
-                        ready, why = self._ready(fact, text)
-                        if ready is None:
-                            skipped.append(why)
-                            bar.done()
-                            continue
-                        if tell is not None and not announced:
-                            announced = True
-                            self._tell_cost(ready, texts, tell)
-                        found = self._fact(ready, bar.part)
-                        if found.about.get("interrupted"):
-                            raise KeyboardInterrupt
-                        if not found.failed:
-                            kept.keep(fact.plain(), found)
-                    done.append(found)
-                    bar.done()
-            except KeyboardInterrupt:
-                interrupted = True
-                if not done:
-                    raise
+            jobs = (
+                (fact.plain(), 1, partial(measure, fact, text, bar)) for fact, text in zip(facts, texts, strict=True)
+            )
+            done, interrupted = measured(kept, bar, jobs)
         if tell is not None and skipped:
             tell(f"skipped {len(skipped)} of {len(facts)} facts that the model does not know: {choices(skipped, 3)}")
         if not done:

@@ -11,6 +11,7 @@ import torch
 from jsonargparse import ActionConfigFile
 
 import iitkit.tasks  # noqa: F401 - makes the tasks known by their short names
+from iitkit.analysis.axes import CELLS
 from iitkit.analysis.grid import Grid
 from iitkit.analysis.summaries import failures
 from iitkit.cli.callbacks import write_text
@@ -90,7 +91,7 @@ def data_of(
         if prefix:
             raise IITKitError("prefix: the data have their own (data.init_args.prefix): leave it out")
         return data
-    n = 32 if most is None else most
+    n = max(32, most or 0)  # of fewer prompts some have no source that changes their label
     sizes = Sizes(train=n, validation=n, test=n, test_templates=n)
     return CounterfactualDataModule(task, sizes, prefix=prefix, seed=seed)
 
@@ -118,17 +119,27 @@ def write(grid: Grid, root: Path, name: str, text: str, config: str = "", drawn:
 
 
 def draw(grid: Grid, stem: Path, **options: Any) -> list[str]:
-    """Write picture and page of a grid; what cannot be drawn is said and does not end the run."""
+    """Write picture and page of a grid; what cannot be drawn is said and does not end the run.
+
+    Directions and runs, which are no sample to average, become files of their own; the picture is of the first metric
+    where it would need panels for components and metrics, the page has all.
+    """
     said = []
-    try:
-        grid.save_png(stem.with_name(f"{stem.name}.png"), **options)
-    except IITKitError as error:
-        said.append(f"no picture: {error}")
-    try:
-        kept = {key: value for key, value in options.items() if key in ("theme", "title")}
-        grid.page(stem.with_name(f"{stem.name}.html"), **kept)
-    except IITKitError as error:
-        said.append(f"no page: {error}")
+    other = next((dim for dim in grid.dims if dim not in (*CELLS, "metric", "example")), None)
+    parts = [("", grid)] if other is None else [(f"_{x}", grid.sel(**{other: x})) for x in grid.coords[other]]
+    for suffix, part in parts:
+        chosen = part
+        if min(part.sizes.get("metric", 1), part.sizes.get("component", 1)) > 1:
+            chosen = part.isel(metric=0)
+        try:
+            chosen.save_png(stem.with_name(f"{stem.name}{suffix}.png"), **options)
+        except IITKitError as error:
+            said.append(f"no picture: {error}")
+        try:
+            kept = {key: value for key, value in options.items() if key in ("theme", "title")}
+            part.page(stem.with_name(f"{stem.name}{suffix}.html"), **kept)
+        except IITKitError as error:
+            said.append(f"no page: {error}")
     return said
 
 

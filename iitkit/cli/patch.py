@@ -145,13 +145,12 @@ def _measure(settings: Patching, root: Path, model: Any, tokenizer: Any) -> Meas
         "split": settings.split,
         "pairs": settings.pairs,
         "batch_size": settings.batch_size,
-        "tell": tell,
     }
     more: dict[str, Any]
     if settings.method == "attribution":
         given = settings.metrics
         metric = given if isinstance(given, str) else (given or ["logit_difference"])[0]
-        more = {"components": settings.components, "metric": metric, "exact": settings.exact}
+        more = {"components": settings.components, "metric": metric, "exact": settings.exact, "tell": tell}
         return lambda base, source, direction: attribute(model, base, source, direction=direction, **common, **more)
     if settings.method == "path":
         sites = [Site(each.layer, each.component, head=each.head) for each in settings.receivers or []]
@@ -160,6 +159,7 @@ def _measure(settings: Patching, root: Path, model: Any, tokenizer: Any) -> Meas
             "metrics": settings.metrics,
             "receivers": sites or "logits",
             "hold": HOLD if settings.hold is None else settings.hold,
+            "folder": root / "examples",
         }
         return lambda base, source, direction: patch_paths(model, base, source, direction=direction, **common, **more)
     found = None if settings.interventions is None else iitkit.load(settings.interventions)
@@ -171,6 +171,7 @@ def _measure(settings: Patching, root: Path, model: Any, tokenizer: Any) -> Meas
         "interventions": found,
         "metrics": settings.metrics,
         "folder": root / "examples",
+        "tell": tell,
     }
     return lambda base, source, direction: patch(model, base, source, direction=direction, **common, **more)
 
@@ -195,6 +196,4 @@ def _check(settings: Patching, kind: str) -> None:
             if getattr(settings, key) is not None:
                 raise IITKitError(f"{key}: is of a task or data: leave it out")
     elif settings.direction == "both":
-        raise IITKitError(
-            "direction: both needs prompts that are clean and corrupt; a pair's base and source are neither"
-        )
+        raise IITKitError("direction: both is of clean and corrupt prompts; a pair's base and source are neither")
