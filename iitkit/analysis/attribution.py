@@ -51,7 +51,7 @@ def attribute(
     heads: Any = None,
     direction: Any = "denoising",
     metric: str = "logit_difference",
-    exact: int | None = 10,
+    exact: int | None = 20,
     prefix: str = "",
     variable: str | None = None,
     split: str = "test",
@@ -76,7 +76,8 @@ def attribute(
         heads: which heads.
         direction: ``denoising`` or ``noising``.
         metric: one with a gradient: ``iitkit.analysis.metrics.DIFFERENTIABLE``.
-        exact: how many cells, those with the largest average estimate, are patched as well to compare; None for all.
+        exact: how many cells are patched as well, to compare: half of them those with the largest average estimate, the
+            others spread evenly over the rest, so that the correlation is not of large ones alone. None for all.
         prefix: text before every prompt given as text.
         variable: the causal variable that is interchanged, of a data module.
         split: its split.
@@ -229,10 +230,14 @@ def _adding(into: dict[Item, Tensor], deltas: dict[Item, Tensor], item: Item) ->
 
 
 def _chosen(estimate: Tensor, exact: int | None) -> Tensor:
-    """Return the cells with the largest average estimate."""
+    """Return the cells to patch: those with the largest average estimate, then some spread evenly over the rest."""
     size = estimate.nanmean(1).abs().nan_to_num(-math.inf)
-    count = len(size) if exact is None else min(exact, len(size))
-    return size.argsort(descending=True)[:count]
+    order = size.argsort(descending=True, stable=True)
+    if exact is None or exact >= len(order):
+        return order
+    top = (exact + 1) // 2
+    rest = torch.linspace(top, len(order) - 1, exact - top).round().long()
+    return torch.cat([order[:top], order[rest]])
 
 
 def _exact(patcher: Patcher, chunk: Chunk, metric: str, chosen: Tensor, bar: Bar) -> tuple[Tensor, Mapping[int, str]]:

@@ -14,20 +14,20 @@ MOST = 16
 
 
 def described(grid: Grid, title: str = "") -> str:
-    """Return the text of a measurement: references, and of every metric and component a table and the top cells.
+    """Return the text of a measurement: of every metric its references and top cells, of the first one a table as well.
 
     Args:
         grid: with or without examples.
         title: its first line; kind and model unless said.
     """
     lines = [title or f"{grid.about.get('kind', 'grid')} · {grid.about.get('model', '')}"]
-    for metric, of_metric in _parts(grid, "metric"):
+    for number, (metric, of_metric) in enumerate(_parts(grid, "metric")):
         name = metric or str(grid.about.get("metric", "value"))
         for run, part in _runs(of_metric):
             said = f"{name}, {run}" if run else name
             lines += ["", f"{said}: {', '.join(_references(part))}" if part.references else said]
             for component, each in _parts(part, "component"):
-                lines += _described(each, component)
+                lines += _described(each, component, table=not number)
     if grid.failed:
         lines += ["", *(f"failed: {line}" for line in failures(grid))]
     return "\n".join(lines)
@@ -66,17 +66,18 @@ def _references(grid: Grid) -> list[str]:
     return found
 
 
-def _described(grid: Grid, component: str) -> list[str]:
+def _described(grid: Grid, component: str, table: bool) -> list[str]:
     mean, error, n = _averaged(grid)
     lines = [] if not component else ["", component]
     if isinstance(mean, float):
         return [*lines, f"  {mean:.3f}"]
     rows, columns = _axes(mean)
-    if rows is not None and columns is not None and mean.sizes[columns] <= MOST and len(mean.dims) == 2:
+    if table and rows is not None and columns is not None and mean.sizes[columns] <= MOST and len(mean.dims) == 2:
         lines += _table(mean, rows, columns)
-    best = mean.best(5, by="magnitude")
-    if best:
-        lines += ["furthest from 0:", *(f"  {_cell(cell, error, n)}" for cell in best)]
+    start = "nothing" in mean.references and not np.isnan(mean.references["nothing"]).any()
+    if best := mean.best(5, by="nothing" if start else "magnitude"):
+        said = "furthest from the unedited run:" if start else "furthest from 0:"
+        lines += [said, *(f"  {_cell(cell, error, n)}" for cell in best)]
     return lines
 
 

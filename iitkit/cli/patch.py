@@ -61,7 +61,7 @@ class Patching:
         interventions: folder of trained interventions (what fit left), patched in the same grid.
         direction: denoising (clean activations into the corrupt run), noising (the other way round) or both.
         metrics: a metric, or a list of them; unless said what the answers allow.
-        exact: of attribution, how many cells are patched as well; null for all.
+        exact: of attribution, how many cells are patched as well, the largest and some of the rest; null for all.
         receivers: of path, a list of places that receive together; the logits unless said.
         hold: of path, what is held behind the sender.
         batch_size: examples that are run together and kept together.
@@ -87,7 +87,7 @@ class Patching:
     interventions: str | None = None
     direction: Literal["denoising", "noising", "both"] = "denoising"
     metrics: str | list[str] | None = None
-    exact: int | None = 10
+    exact: int | None = 20
     receivers: list[Receiver] | None = None
     hold: list[str] | None = None
     batch_size: int = 16
@@ -177,9 +177,9 @@ def _measure(settings: Patching, root: Path, model: Any, tokenizer: Any) -> Meas
 
 
 UNREAD: dict[str, dict[str, Any]] = {
-    "patch": {"receivers": None, "hold": None, "exact": 10},
+    "patch": {"receivers": None, "hold": None, "exact": 20},
     "attribution": {"receivers": None, "hold": None, "window": 1, "interventions": None},
-    "path": {"exact": 10, "window": 1, "interventions": None},
+    "path": {"exact": 20, "window": 1, "interventions": None},
 }
 """Method → keys that it does not read, with their defaults."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -342,3 +343,21 @@ def test_mistakes_are_one_line(given: dict[str, Any], says: str) -> None:
         trace(tiny_model("gpt2"), tiny_tokenizer(), **given, prefix=PREFIX)
     assert str(raised.value).startswith(says)
     assert "\n" not in str(raised.value)
+
+
+def test_a_bar_shows_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
+    told: list[str] = []
+    trace(model, tokenizer, FACTS, prefix=PREFIX, draws=2, progress=True, tell=told.append)
+    shown = capsys.readouterr().err
+    assert "tracing   0%|" in shown
+    assert re.search(r"tracing +[1-9]\d*%\|", shown)
+    assert re.search(r"\d\d:\d\d<(\d\d:\d\d|\?)", shown)
+    (cost,) = told
+    assert re.fullmatch(
+        r"3 facts: 28 cells each, 15 of them cannot change anything; 0\.00 million tokens × layers, "
+        r"[\d.]+ times fewer than of whole runs; about \d+ s",
+        cost,
+    )
+    trace(model, tokenizer, FACTS, prefix=PREFIX, draws=2, progress=False)
+    assert capsys.readouterr().err == ""
