@@ -133,27 +133,30 @@ def test_boundless_finds_few_directions(fitted: Callable[[str], Path]) -> None:
 @pytest.mark.real
 def test_readme_python_blocks(fitted: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     with contextlib.chdir(fitted("das_smollm2")):
         for block in blocks:
             exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
-    assert capsys.readouterr().out.split() == ["he", "he", "he", "['", "8']", "1.0", "0.0"]
+    expected = ["he", "he", "he", "['", "8']", "1.0", "0.0", "1.0", "0.8", "('layer',", "'position',", "'example')"]
+    assert capsys.readouterr().out.split() == expected
 
 
 @pytest.mark.real
 def test_readme_commands(fitted: Callable[[str], Path]) -> None:
     blocks = [block for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if block.startswith("iitkit")]
     lines = [shlex.split(line)[1:] for block in blocks for line in block.splitlines()]
-    assert {line[0] for line in lines} == {"fit", "test", "predict", "sites", "data"}
+    assert {line[0] for line in lines} == {"fit", "test", "predict", "sites", "data", "trace", "patch", "plot"}
+    # a part of each is enough here: other tests run them whole
+    parts = {"trace": ["--layers", "[24]", "--draws", "1"], "patch": ["--layers", "[18]", "--pairs", "4"]}
     with contextlib.chdir(fitted("das_smollm2")):
         for line in lines:
             if "--print_config" in line:
                 with pytest.raises(SystemExit) as stopped:
                     main(line)
                 assert stopped.value.code == 0
-            elif line[0] in ("sites", "data"):
-                assert main(line) == 0
-            else:  # a batch of each is enough here: the tests of the command line run them whole on a tiny base
+            elif line[0] in ("sites", "data", "plot", *parts):
+                assert main([*line, *parts.get(line[0], [])]) == 0
+            else:
                 assert main([*line, "--trainer.fast_dev_run", "true", "--trainer.enable_progress_bar", "false"]) == 0
 
 
