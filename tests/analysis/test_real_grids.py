@@ -56,6 +56,15 @@ def test_facts_are_at_the_last_subject_token_until_they_move_to_the_end(tmp_path
     assert np.allclose(again.values, grid.sel(layer=[9, 24]).values, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
+def test_early_mlps_at_the_last_subject_token(tmp_path: Path) -> None:
+    grid = measured(tmp_path, "trace", "trace_smollm2", "--components", "mlp_output", "--layers", "[0, 3, 21]")
+    assert grid.about["windows"] == {"mlp_output": 10}
+    effect = indirect(grid).mean("example").sel(position="last subject token")
+    assert effect.sel(layer=0) > 0.3  # measured: .478
+    assert effect.sel(layer=3) > 0.3  # .610
+    assert effect.sel(layer=21) < 0.05  # .005
+
+
 def test_ioi_position_at_the_second_subject(tmp_path: Path) -> None:
     grid = measured(tmp_path, "patch", "patch_smollm2_ioi", "--components", "block_output", "--positions", "subject")
     flipped = grid.sel(metric="iia_flipped").mean("example")
