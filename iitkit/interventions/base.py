@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from iitkit.errors import IITKitError, choices
+from iitkit.interventions.charts import Chart, Known
 from iitkit.interventions.edits import Edit
 from iitkit.interventions.masks import All, Mask
 from iitkit.interventions.parts import Part
@@ -68,6 +69,11 @@ class Intervention(Registered):
         return self.edit.needs_input
 
     @property
+    def source_width(self) -> int | None:
+        """Size of what is taken from a source, where that is not an activation of the site's own width."""
+        return None
+
+    @property
     def blocks(self) -> tuple[str, ...] | None:
         """Names of the blocks of which a forward pass must name one; None where there are none."""
         return self.mask.blocks
@@ -100,11 +106,58 @@ class Intervention(Registered):
                 see data first.
         """
         self._check(base, source, inputs)
+        return self._edited(self.space.now(), base, source, strength, inputs, block)
+
+    def toward(
+        self,
+        base: Tensor,
+        coordinates: Tensor,
+        strength: float = 1.0,
+        *,
+        inputs: Tensor | None = None,
+        block: str | None = None,
+    ) -> Tensor:
+        """Return the activation, edited as by a source that has these coordinates.
+
+        Args:
+            base: as for :meth:`forward`.
+            coordinates: the source's, [*, k], e.g. the mean of :meth:`coordinates` over many sources.
+            strength: as for :meth:`forward`.
+            inputs: as for :meth:`forward`.
+            block: as for :meth:`forward`.
+
+        Returns:
+            [*, d] in the base's dtype.
+
+        Raises:
+            IITKitError: an edit that takes no source, coordinates of another size, and what :meth:`forward` refuses.
+        """
+        size = self.space.size or base.shape[-1]
+        if not self.needs_source or coordinates.shape != (*base.shape[:-1], size):
+            expected = (
+                f"coordinates of shape {(*base.shape[:-1], size)}" if self.needs_source else "none: it takes none"
+            )
+            raise IITKitError(
+                f"{type(self).__name__}: coordinates of shape {tuple(coordinates.shape)} given, expected {expected}"
+            )
+        self._check(base, base, inputs)
+        given = coordinates.to(torch.promote_types(base.dtype, torch.float32))
+        return self._edited(Known(self.space.now(), given), base, given, strength, inputs, block)
+
+    def _edited(
+        self,
+        chart: Chart,
+        base: Tensor,
+        source: Tensor | None,
+        strength: float,
+        inputs: Tensor | None,
+        block: str | None,
+    ) -> Tensor:
         dtype = torch.promote_types(base.dtype, torch.float32)
         with torch.autocast(base.device.type, enabled=False):
             wide = base.to(dtype)
             delta = self.edit.delta(
-                chart := self.space.now(),
+                chart,
                 wide,
                 None if source is None else source.to(dtype),
                 None if inputs is None else inputs.to(dtype),
@@ -114,7 +167,17 @@ class Intervention(Registered):
                 return base.clone()
             return (wide + strength * chart.decode(delta)).to(base.dtype)
 
-    def _check(self, base: Tensor, source: Tensor | None, inputs: Tensor | None) -> None:
+    def coordinates(self, activation: Tensor) -> Tensor:
+        """Return an activation's coordinates in the intervention's space: [*, d] → [*, k], in fp32 or wider.
+
+        Raises:
+            IITKitError: another width, or an intervention that must see data first.
+        """
+        self._check_width(activation)
+        with torch.autocast(activation.device.type, enabled=False):
+            return self.space.now().encode(activation.to(torch.promote_types(activation.dtype, torch.float32)))
+
+    def _check_width(self, base: Tensor) -> None:
         name = type(self).__name__
         if self.space.width is not None and base.shape[-1] != self.space.width:
             raise IITKitError(f"{name} was built for width {self.space.width}, given {base.shape[-1]}")
@@ -122,6 +185,10 @@ class Intervention(Registered):
             raise IITKitError(
                 f"{name} must see data first: let `iitkit fit` do it, or call observe() on activations and finish()"
             )
+
+    def _check(self, base: Tensor, source: Tensor | None, inputs: Tensor | None) -> None:
+        self._check_width(base)
+        name = type(self).__name__
         if self.needs_source and (source is None or source.shape != base.shape):
             given = "none" if source is None else f"shape {tuple(source.shape)}"
             raise IITKitError(f"{name} needs a source activation of shape {tuple(base.shape)}, given {given}")

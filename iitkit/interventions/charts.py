@@ -58,3 +58,28 @@ class LinearChart(Chart):
         """Return ``(step / scale) M``."""
         scaled = step if self.scale is None else step / self.scale.to(step.dtype)
         return scaled @ self.matrix.to(step.dtype)
+
+
+@dataclass(frozen=True)
+class Known(Chart):
+    """Another chart, for a source of which only the coordinates are known: they stand in its place.
+
+    Args:
+        chart: the space's map.
+        given: the source's coordinates, [*, k].
+    """
+
+    chart: Chart
+    given: Tensor
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the coordinates of ``x``; the source's are given."""
+        return x if x is self.given else self.chart.encode(x)
+
+    def decode(self, delta: Tensor) -> Tensor:
+        """Return the change of the activation, as the other chart does."""
+        return self.chart.decode(delta)
+
+    def change(self, step: Tensor, base: Tensor) -> Tensor:
+        """Return the change of the coordinates, as the other chart does."""
+        return self.chart.change(step, base)

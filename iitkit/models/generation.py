@@ -12,8 +12,9 @@ from iitkit.errors import IITKitError, choices, did_you_mean
 from iitkit.models.editing import visiting
 from iitkit.models.interchange import Alignment, collect
 from iitkit.models.passes import Passes, real_tokens, unedited
-from iitkit.models.placed import Placed, Where
+from iitkit.models.placed import Placed, Steps, Where
 from iitkit.models.sources import Inputs, by_placement
+from iitkit.models.textspans import TextSpans
 
 __all__ = ["Where", "intervening"]
 
@@ -25,8 +26,11 @@ def intervening(
     *,
     features: Mapping[str, Tensor] | None = None,
     source: Inputs | Mapping[str, Inputs] | None = None,
-    strength: float = 1.0,
+    strength: float | Mapping[str, float] = 1.0,
     where: Where = "prompt",
+    steps: Steps | None = None,
+    spans: TextSpans | None = None,
+    active: Mapping[str, Tensor] | None = None,
 ) -> Iterator[None]:
     """Edit what the model runs inside the context: ``model.generate(…)`` and ``model(…)``, as often as wanted.
 
@@ -40,7 +44,8 @@ def intervening(
 
     ``where="generated"`` edits instead each generated token as it is processed, whatever the site's position, and
     ``"all"`` edits both. The first generated token is chosen from the prefill, so edits at generated tokens change the
-    second one first, and the last generated token is never processed: of n new tokens n − 1 are edited.
+    second one first, and the last generated token is never processed: of n new tokens n − 1 are edited. ``steps``
+    narrows that to some of them.
 
     Nested contexts and placements at one site apply in the order in which they were declared. The model is called as
     the caller calls it: ``generate`` numbers the tokens of left-padded prompts itself, a plain forward pass needs the
@@ -55,9 +60,13 @@ def intervening(
             ``all`` it is the number of the prompt's columns, padding and all.
         source: inputs from which those that are not in ``features`` are collected once, unedited, at the sites' own
             positions; placement name → inputs where placements take theirs from different sources.
-        strength: ``h + strength · (edit(h) − h)``; 0 installs nothing.
+        strength: ``h + strength · (edit(h) − h)``; 0 installs nothing. Or placement name → strength.
         where: ``prompt``, ``generated`` or ``all``. Generated tokens take sourceless interventions, or one position's
             activation (n = 1).
+        steps: which generated tokens, counted from 0: (first, one behind the last), None for all that follow. Tokens
+            of the prompt are edited whatever it says.
+        spans: substrings of the prompts that positions may name.
+        active: placement name → which examples it edits, booleans [examples]; all unless said.
 
     Yields:
         Nothing; afterwards, also after an exception, the model is as it was.
@@ -66,27 +75,33 @@ def intervening(
         IITKitError: a site, position, source or batch that does not fit; here, or from the model's call. Also
             continuous batching, which packs prompts into one row, and a compiled model, which does not see hooks.
     """
-    if strength == 0 or not alignment:
+    strengths = _strengths(strength, alignment)
+    alignment = {name: placed for name, placed in alignment.items() if strengths[name] != 0}
+    if not alignment:
         yield
         return
+    _check_steps(steps, where)
     if where not in get_args(Where):
         raise IITKitError(f"where {where!r}:{did_you_mean(where, get_args(Where))} expected {choices(get_args(Where))}")
     _refuse(model)
     given = dict(features or {})
-    if unknown := [name for name in given if name not in alignment]:
+    if unknown := [name for name in given if name not in strengths]:
         raise IITKitError(
             f"features name {unknown[0]!r}, which the alignment does not place."
-            f"{did_you_mean(unknown[0], alignment)} It has {choices(alignment)}"
+            f"{did_you_mean(unknown[0], strengths)} It has {choices(strengths)}"
         )
     needing = [name for name, (_, edit) in alignment.items() if edit.needs_source and name not in given]
     masks: dict[str, Tensor] = {}
     with unedited(model):
-        for inputs, names in by_placement(source, {}, list(alignment), needing):
+        for inputs, names in by_placement(source, {}, list(strengths), needing):
             given |= collect(model, inputs, {name: alignment[name][0] for name in names})
             if isinstance(inputs, Mapping) and "input_ids" in inputs:
                 masks |= dict.fromkeys(names, real_tokens(inputs.get("attention_mask"), *inputs["input_ids"].shape))
     placed = [
-        Placed(model, name, site, edit, given.get(name), masks.get(name), strength, where)
+        Placed(
+            *(model, name, site, edit, given.get(name), masks.get(name), strengths[name], where, steps, spans),
+            (active or {}).get(name),
+        )
         for name, (site, edit) in alignment.items()
     ]
     with ExitStack() as stack:
@@ -98,6 +113,27 @@ def intervening(
         yield
         for each in placed:
             each.check_ran()
+
+
+def _strengths(strength: float | Mapping[str, float], alignment: Alignment) -> dict[str, float]:
+    if not isinstance(strength, Mapping):
+        return dict.fromkeys(alignment, strength)
+    if unknown := [name for name in strength if name not in alignment]:
+        raise IITKitError(
+            f"strength names {unknown[0]!r}, which the alignment does not place."
+            f"{did_you_mean(unknown[0], alignment)} It has {choices(alignment)}"
+        )
+    return {name: strength.get(name, 1.0) for name in alignment}
+
+
+def _check_steps(steps: Steps | None, where: str) -> None:
+    if steps is None:
+        return
+    first, stop = steps
+    if first < 0 or (stop is not None and stop <= first):
+        raise IITKitError(f"steps {steps!r}: expected (first, one behind the last) of the generated tokens, from 0")
+    if where == "prompt":
+        raise IITKitError(f"steps {steps!r}: where='prompt' edits no generated token: say where='generated' or 'all'")
 
 
 def _refuse(model: nn.Module) -> None:

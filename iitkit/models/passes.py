@@ -28,11 +28,13 @@ class Prompt:
         real: where its tokens are, [rows, columns], on the CPU.
         ids: its tokens, [rows, columns], where another pass must begin with them too.
         cached: how many of its columns a cache held already.
+        tokens: its tokens, [rows, columns], where they are known.
     """
 
     real: Tensor
     ids: Tensor | None
     cached: int
+    tokens: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -42,10 +44,11 @@ class Prompt:
 
 @dataclass(eq=False)
 class Generation:
-    """A running call of ``generate``: the columns and the mask that it was given, the prompt once that is run."""
+    """A running call of ``generate``: the columns, mask and tokens that it was given, the prompt once that is run."""
 
     columns: int | None
     mask: Tensor | None
+    tokens: Tensor | None = None
     prompt: Prompt | None = None
     drafting: bool = False
 
@@ -178,7 +181,7 @@ class Passes:
                 )
             prompt: Prompt | None = generation.prompt
         elif start == 0:
-            prompt = Prompt(real_tokens(given.get("attention_mask"), rows, stop), None, 0)
+            prompt = Prompt(real_tokens(given.get("attention_mask"), rows, stop), None, 0, ids)
         else:
             prompt = self._begun.get(cache)
         for each in self.listeners:
@@ -226,12 +229,13 @@ def unedited(model: nn.Module) -> Iterator[None]:
 
 
 def _generation(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Generation:
+    tokens = [kwargs.get("inputs_embeds"), kwargs.get("input_ids"), kwargs.get("inputs"), *args[:1]]
+    found = [each for each in tokens if isinstance(each, Tensor) and each.dim() > 1 and each.shape[1]]
+    ids = next((each for each in found if each.dim() == 2 and not each.is_floating_point()), None)
     mask = kwargs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.dim() == 2:  # counts also what a cache holds
-        return Generation(mask.shape[1], mask)
-    tokens = [kwargs.get("inputs_embeds"), kwargs.get("input_ids"), kwargs.get("inputs"), *args[:1]]
-    found = next((each for each in tokens if isinstance(each, Tensor) and each.dim() > 1 and each.shape[1]), None)
-    return Generation(None if found is None else found.shape[1], None)
+        return Generation(mask.shape[1], mask, ids)
+    return Generation(found[0].shape[1] if found else None, None, ids)
 
 
 def _generated_from(generation: Generation, ids: Tensor | None, mask: Any, rows: int, start: int, stop: int) -> Prompt:
@@ -242,8 +246,11 @@ def _generated_from(generation: Generation, ids: Tensor | None, mask: Any, rows:
         real = real_tokens(generation.mask, generation.mask.shape[0], columns)
         real = real.repeat_interleave(rows // len(real), 0)
     # a first pass may be longer (assisted decoding) or shorter (a chunk of the prompt)
-    whole = ids is not None and start == 0 and stop >= columns
-    return Prompt(real, ids[:, :columns] if ids is not None and whole else None, start)
+    whole = ids[:, :columns] if ids is not None and start == 0 and stop >= columns else None
+    tokens = whole
+    if tokens is None and generation.tokens is not None and generation.tokens.shape[1] == columns:
+        tokens = generation.tokens.repeat_interleave(rows // len(generation.tokens), 0)
+    return Prompt(real, whole, start, tokens)
 
 
 def _begins(ids: Tensor | None, prompt: Prompt) -> bool:

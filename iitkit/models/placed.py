@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -18,10 +18,14 @@ from iitkit.models.location import Location
 from iitkit.models.passes import Pass, Passes, Prompt
 from iitkit.models.runs import Selection, editing
 from iitkit.models.sites import Site
-from iitkit.positions import count, resolve
+from iitkit.models.textspans import TextSpans
+from iitkit.positions import Span, count, listed, resolve, span_name
 
 Where = Literal["prompt", "generated", "all"]
 """Which tokens are edited: the prompt's at the site's position, each generated one, or both."""
+
+Steps = tuple[int, int | None]
+"""Generated tokens, counted from 0, from the first to the one before the second; None: to the end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +67,12 @@ class Placed:
         source_mask: Tensor | None,
         strength: float,
         where: Where,
+        steps: Steps | None = None,
+        spans: TextSpans | None = None,
+        active: Tensor | None = None,
     ) -> None:
         self.name, self.site, self.where, self.source_mask = name, site, where, source_mask
+        self.steps, self.spans, self.active = steps, spans, active
         self.intervention, self.strength = intervention, strength
         self.features = features if intervention.needs_source else None
         self.location = self._located(model)
@@ -99,6 +107,8 @@ class Placed:
         if self.features is None:
             return
         parted, width = self.location.view is not None and self.location.view.parted, self.location.width
+        if self.intervention.source_width is not None:  # coordinates, of a joint site as a whole
+            parted, width = parted and not self.site.joint, self.intervention.source_width
         if self.features.dim() != 3 + parted or width not in (None, self.features.shape[-1]):
             expected = f"[examples, positions, {'heads, ' if parted else ''}{width or 'width'}]"
             raise IITKitError(f"{self.name}: the features have shape {tuple(self.features.shape)}: expected {expected}")
@@ -151,13 +161,33 @@ class Placed:
             )
         return [found] if len(found.rows) else []
 
+    def _kept(self, entries: Entries, batch: int) -> Entries:
+        """Return the entries of rows that are edited at all."""
+        if self.active is None:
+            return entries
+        times = self._times(batch, len(self.active), "rows' settings")
+        kept = self.active[entries.rows // times].nonzero()[:, 0]
+        features = None if entries.features is None else entries.features[kept.to(entries.features.device)]
+        return Entries(entries.rows[kept], entries.columns[kept], features)
+
     def _of_generated(self, now: Pass) -> list[Entries]:
-        first = now.start if now.prompt is None else max(now.start, now.prompt.length)
-        if first >= now.stop:
+        first, stop = now.start if now.prompt is None else max(now.start, now.prompt.length), now.stop
+        if self.steps is not None:
+            if now.prompt is None:
+                raise IITKitError(
+                    f"{self.name}: the model goes on with a cache whose prompt was run outside the context, so that "
+                    "generated tokens have no numbers: run the prompt inside it, or give no steps"
+                )
+            begin, end = self.steps
+            first = max(first, now.prompt.length + begin)
+            stop = stop if end is None else min(stop, now.prompt.length + end)
+        if first >= stop:
             return []
-        columns = torch.arange(first, now.stop)
+        columns = torch.arange(first, stop)
         rows = torch.arange(now.rows).repeat_interleave(len(columns))
-        return [Entries(rows, columns.repeat(now.rows), self._taken(now.rows, rows, torch.zeros_like(rows)))]
+        found = Entries(rows, columns.repeat(now.rows), self._taken(now.rows, rows, torch.zeros_like(rows)))
+        found = self._kept(found, now.rows)
+        return [found] if len(found.rows) else []
 
     def _resolved(self, prompt: Prompt) -> Entries:
         """Return the entries of a prompt, row after row."""
@@ -180,11 +210,12 @@ class Placed:
             )
         self._check_all(prompt)
         index = torch.tensor(rows, dtype=torch.long)
-        return Entries(
+        entries = Entries(
             index,
             torch.tensor(columns, dtype=torch.long),
             self._taken(len(prompt.real), index, torch.tensor(slots, dtype=torch.long)),
         )
+        return self._kept(entries, len(prompt.real))
 
     def _columns(self, prompt: Prompt) -> list[list[int]]:
         """Return the columns of the site's position in each row."""
@@ -193,13 +224,29 @@ class Placed:
             if at.dim() == 2:
                 at = at.repeat_interleave(self._times(len(prompt.real), len(at), "position"), 0)
             return cast(list[list[int]], check_columns(at, prompt.real.long(), self.name).tolist())
-        for row in prompt.real:
+        for index, row in enumerate(prompt.real):
             real = row.nonzero()[:, 0].tolist()
             try:
-                found.append([real[index] for index in resolve(at, len(real))])
+                found.append([real[i] for i in resolve(at, len(real), self._spans(prompt, index, real))])
             except IITKitError as error:
                 raise IITKitError(f"{self.name}: {error}") from error
         return found
+
+    def _spans(self, prompt: Prompt, row: int, real: list[int]) -> Mapping[str, Span] | None:
+        """Return the spans of a row's prompt, where its position names one."""
+        if self.spans is None or isinstance(self.site.position, Tensor):
+            return None
+        if not any(span_name(item) for item in listed(self.site.position)):
+            return None
+        if prompt.tokens is None:
+            raise IITKitError(
+                f"{self.name}: position {self.site.position!r} is a span of the prompt's text, and the model was given "
+                "no tokens of the whole prompt: give input_ids, or a tensor of columns"
+            )
+        example = row
+        if self.spans.examples is not None:
+            example = row // self._times(len(prompt.real), self.spans.examples, "spans")
+        return self.spans.find(prompt.tokens[row][real].tolist(), example)
 
     def _times(self, rows: int, examples: int, what: str) -> int:
         """Return how often each example stands in a batch, copies side by side."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from iitkit.batch import IGNORED, Batch, Tokens
+from iitkit.batch import IGNORED, Runnable, Tokens
 from iitkit.errors import IITKitError
 from iitkit.interventions import Intervention
 from iitkit.models.anatomy import Location
@@ -48,7 +48,7 @@ class Selection:
         return Selection(rows, self.columns[entries], self.source_columns[entries], self.source_of[entries]), entries
 
 
-def select(batch: Batch) -> list[Selection]:
+def select(batch: Runnable) -> list[Selection]:
     """Return, for each placement, the entries of the batch that it edits."""
     selections = []
     for p in range(batch.active.shape[1]):
@@ -106,10 +106,14 @@ def editing(
             return None
         where = (selection.rows, selection.columns)
         before = hidden[where]
-        source = features.to(hidden.dtype) if intervention.needs_source else None
+        source = None
+        if intervention.needs_source:
+            source = features if intervention.source_width is not None else features.to(hidden.dtype)
         entering = module_input(location, inputs, where) if intervention.needs_input else None
         if location.joined:
             groups = _rows_joined(location, selection)
+            if source is not None and intervention.source_width is not None:  # each position has the whole's
+                source = source[:: location.joined]
             edited = intervention(
                 before.reshape(groups, -1),
                 None if source is None else source.reshape(groups, -1),
@@ -180,7 +184,7 @@ class Prepared(Protocol):
 class Runner(Protocol):
     """Prepares batches for a network and sites."""
 
-    def prepare(self, batch: Batch) -> Prepared:
+    def prepare(self, batch: Runnable) -> Prepared:
         """Find the source activations of a batch."""
 
 
@@ -195,13 +199,13 @@ class PlainRunner:
     def __init__(self, model: nn.Module, locations: Sequence[Location]) -> None:
         self.model, self.locations = model, list(locations)
 
-    def prepare(self, batch: Batch) -> PlainPrepared:
+    def prepare(self, batch: Runnable) -> PlainPrepared:
         """Run the sources."""
         selections = select(batch)
         return PlainPrepared(self, batch.base, selections, self._features(batch, selections))
 
     @torch.no_grad()
-    def _features(self, batch: Batch, selections: list[Selection]) -> list[Tensor]:
+    def _features(self, batch: Runnable, selections: list[Selection]) -> list[Tensor]:
         features: list[Tensor | None] = [None] * len(selections)
         for k, source in enumerate(batch.sources):
             wanted = [(selection.source_of == k).nonzero()[:, 0] for selection in selections]
