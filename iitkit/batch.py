@@ -1,4 +1,4 @@
-"""What passes between data, modules and analysis: token rows and the typed batch of counterfactual pairs."""
+"""What passes between data, modules and analysis: token rows, and typed batches of pairs or of completions."""
 
 from __future__ import annotations
 
@@ -103,21 +103,56 @@ Rows = TypeVar("Rows", Tokens, Values, default=Tokens)
 
 
 @dataclass(frozen=True)
-class Batch(_Transferable, Generic[Rows]):
-    """Counterfactual pairs, tokenised: B rows, K sources, P placements, n positions, C candidates, T label tokens.
-
-    Several candidates may be forms of one answer (``" Paris"`` and ``" paris"``): then ``answer_of`` says which, and
-    ``label`` and ``base_label`` number answers, not candidates.
+class Runnable(_Transferable, Generic[Rows]):
+    """What a runner is given: B rows, K sources, P placements, n positions, T label tokens.
 
     Args:
         base: the prompts that are run.
         sources: K sets of prompts that activations are taken from, each [B, S_k].
         active: which placements a row intervenes on, [B, P].
         source_of: which source a placement takes its activation from, [B, P].
-        base_positions: columns of the sites in ``base`` (of an earlier stage: in the next source), [B, P, n].
+        base_positions: columns of the sites in ``base`` (of an earlier stage: in the next source; behind a
+            prompt's last token: in the label that follows it), [B, P, n].
         source_positions: columns of the sites in the placement's source, [B, P, n].
         position_mask: which of the n positions exist, [B, P, n].
-        labels: counterfactual label tokens, [B, T], ``IGNORED`` behind the last.
+        labels: label tokens, which follow the prompt, [B, T], ``IGNORED`` behind the last.
+    """
+
+    base: Rows
+    sources: tuple[Rows, ...]
+    active: Tensor
+    source_of: Tensor
+    base_positions: Tensor
+    source_positions: Tensor
+    position_mask: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+
+@dataclass(frozen=True)
+class Completions(Runnable[Tokens]):
+    """Prompts and what the network should say behind them: its labels. There are no sources.
+
+    Args:
+        rows: index of the example in its split, [B].
+        share: what the sum of the tokens' losses is multiplied by, such that an optimizer's step is the mean over the
+            tokens of all batches that it accumulates; see :class:`iitkit.data.completions.CompletionDataModule`.
+    """
+
+    rows: Tensor
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Batch(Runnable[Rows]):
+    """Counterfactual pairs, tokenised: B rows, K sources, P placements, n positions, C candidates, T label tokens.
+
+    The labels are the counterfactual labels. Several candidates may be forms of one answer (``" Paris"`` and
+    ``" paris"``): then ``answer_of`` says which, and ``label`` and ``base_label`` number answers, not candidates.
+
+    Args:
         candidates: answers that compete, [B, C, T], ``IGNORED`` behind the last token, all ``IGNORED`` for none.
         label: index of the counterfactual label among the answers, [B].
         base_label: index of the label without intervention among the answers, [B].
@@ -131,14 +166,6 @@ class Batch(_Transferable, Generic[Rows]):
             an answer of its own.
     """
 
-    base: Rows
-    sources: tuple[Rows, ...]
-    active: Tensor
-    source_of: Tensor
-    base_positions: Tensor
-    source_positions: Tensor
-    position_mask: Tensor
-    labels: Tensor
     candidates: Tensor
     label: Tensor
     base_label: Tensor
@@ -149,9 +176,6 @@ class Batch(_Transferable, Generic[Rows]):
     isolate_active: Tensor | None = None
     isolate_labels: Tensor | None = None
     answer_of: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.base)
 
     def winners(self, scores: Tensor) -> Tensor:
         """Return the answer whose best form scores best, [B], from the candidates' scores, [B, C]."""

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from iitkit.batch import Batch, Tokens
+from iitkit.batch import Batch, Runnable, Tokens
 from iitkit.interventions import Intervention
 from iitkit.models.anatomy import Location
 from iitkit.models.editing import Stopped, Visit, stopping, visiting
@@ -26,8 +26,9 @@ class StagedRunner:
     def __init__(self, model: nn.Module, locations: Sequence[Location]) -> None:
         self.plain = PlainRunner(model, locations)
 
-    def prepare(self, batch: Batch) -> StagedPrepared:
+    def prepare(self, batch: Runnable) -> StagedPrepared:
         """Note the batch: its sources are run with the interventions."""
+        assert isinstance(batch, Batch)
         return StagedPrepared(self.plain, batch)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from iitkit.batch import IGNORED, Batch, Tokens
+from iitkit.batch import IGNORED, Runnable, Tokens
 from iitkit.interventions import Intervention
 from iitkit.models.editing import Visit, visiting
 from iitkit.models.location import Location
@@ -56,7 +56,7 @@ class ReplayPrepared:
         features: the source activations of each placement, [M, (heads,) width].
     """
 
-    def __init__(self, replay: Replay, batch: Batch, base: Compact, rows: Rows, features: list[Tensor]) -> None:
+    def __init__(self, replay: Replay, batch: Runnable, base: Compact, rows: Rows, features: list[Tensor]) -> None:
         self.replay, self.batch, self.base, self.rows, self.features = replay, batch, base, rows, features
         self.store, self.generation = replay.store, replay.store.generation
         device = batch.base.ids.device

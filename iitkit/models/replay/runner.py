@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from iitkit.batch import Batch, Tokens
+from iitkit.batch import Runnable, Tokens
 from iitkit.errors import IITKitError
-from iitkit.interventions import Vanilla
+from iitkit.interventions import Vanilla, Zero
 from iitkit.models.anatomy import Location, blocks
 from iitkit.models.editing import Stopped, stopping
+from iitkit.models.placing import site_info
 from iitkit.models.replay.capturing import Network, entry, keys, reading, values
 from iitkit.models.replay.filling import Filler, Request, Unkept
 from iitkit.models.replay.prepared import ReplayPrepared, Rows
@@ -212,7 +213,7 @@ class Replay:
 
     # --- batches ---
 
-    def prepare(self, batch: Batch) -> Prepared:
+    def prepare(self, batch: Runnable) -> Prepared:
         """Find (or compute and keep) what the batch needs; falls back to the plain run where replay does not hold."""
         self._follow()
         if self.longest is not None and batch.base.ids.shape[1] > self.longest:
@@ -272,7 +273,7 @@ class Replay:
             self._inherited = True
         self._changes = self.stores.changes
 
-    def _prepare(self, batch: Batch) -> ReplayPrepared:
+    def _prepare(self, batch: Runnable) -> ReplayPrepared:
         base = compact(batch.base)
         with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training steps too
             texts = self.store.texts.numbers(base)
@@ -290,7 +291,7 @@ class Replay:
             features = []
             for p, item in enumerate(self.sites):
                 row, slot = there[:, p].nonzero(as_tuple=True)
-                if not len(row):
+                if not len(row) or not sources:
                     features.append(torch.empty(0, 0, device=self.store.device))
                     continue
                 of = source_of[row, p]
@@ -328,14 +329,15 @@ class Replay:
     # --- whether it holds ---
 
     @torch.no_grad()
-    def _holds(self, batch: Batch, prepared: ReplayPrepared) -> bool:
-        """Compare with the plain run, unedited and with the sources' activations swapped in, on the first batches.
+    def _holds(self, batch: Runnable, prepared: ReplayPrepared) -> bool:
+        """Compare with the plain run, unedited and with the sources' activations (or 0) put in, on the first batches.
 
         The unedited run alone would not tell attention that looks ahead: what is kept of the earlier tokens then holds
         for the base, and not for an edited run. Nor would a swap that changes nothing, or sites with no token before.
         """
         label = batch.labels[:, :-1]
-        swaps = [Vanilla() for _ in self.locations]
+        # without a source there is nothing to swap in, so what is there is taken away
+        swaps = [Vanilla() if batch.sources else Zero(site_info(location)) for location in self.locations]
         reference = self.plain.prepare(batch)
         plain, swapped = reference.logits(None, label), reference.logits(swaps, label)
         found = [prepared.logits(None, label), prepared.logits(swaps, label)]
