@@ -45,6 +45,8 @@ class Row:
         if not isinstance(value, str) or not value:
             given = "is missing" if value is None else f"is {value!r}"
             raise IITKitError(f"{self.at}: {key} {given}: expected text" + _quoted(value))
+        if any("\ud800" <= sign <= "\udfff" for sign in value):
+            raise IITKitError(f"{self.at}: {key} is {value!r}: it has half a character (a lone surrogate)")
         return value
 
     def span(self, key: str) -> str | tuple[int, int]:
@@ -63,7 +65,10 @@ class Row:
             given = self.values.get(key) or {}
             if not isinstance(given, dict):
                 raise IITKitError(f"{self.at}: {key} is {given!r}: expected a mapping of names to substrings")
-            found |= {name: tuple(x) if isinstance(x, list) else x for name, x in given.items()}
+            for name, x in given.items():
+                if not isinstance(name, str) or not isinstance(x, str | list):
+                    raise IITKitError(f"{self.at}: {key} has {name!r}: {x!r}: expected a substring, or [start, stop]")
+                found[name] = tuple(x) if isinstance(x, list) else x
         return found
 
 
@@ -95,15 +100,15 @@ def facts_of(rows: Sequence[Row]) -> list[Fact]:
     """Return facts to trace."""
     facts = []
     for row in rows:
-        subject = row.span("subject")
-        if (template := row.text("template")) is not None and "prompt" not in row.values:
+        subject, template = row.span("subject"), row.text("template")
+        prompt = row.text("prompt", required=template is None)
+        if template is not None:  # says where the subject stands, also where its text stands twice
             if template.count("{}") != 1 or not isinstance(subject, str):
                 raise IITKitError(f"{row.at}: template {template!r}: expected one {{}} for the subject, given as text")
-            start = template.index("{}")
-            prompt: str | None = template.replace("{}", subject)
-            subject = (start, start + len(subject))
-        else:
-            prompt = row.text("prompt", required=True)
+            start, filled = template.index("{}"), template.replace("{}", subject)
+            if prompt not in (None, filled):
+                raise IITKitError(f"{row.at}: prompt {prompt!r} is not the template's {filled!r}: give one of the two")
+            prompt, subject = filled, (start, start + len(subject))
         assert prompt is not None
         answer = row.text("answer") or row.text("attribute")
         facts.append(Fact(prompt, subject, answer, row.text("corrupt"), row.text("wrong")))
@@ -128,16 +133,26 @@ def _file(name: str) -> list[tuple[str, Any]]:
     if not path.is_file():
         raise IITKitError(f"prompts: no file {name!r}: give a .yaml, .json or .jsonl file, or the list itself")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
         if path.suffix == ".jsonl":
-            lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-            return [(f"{name} line {number}", json.loads(line)) for number, line in lines]
+            # only line feeds end a line: texts may hold other separators
+            lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+            return [(f"{name} line {number}", _line(name, number, line)) for number, line in lines]
         held = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except IITKitError:
+        raise
     except (ValueError, yaml.YAMLError, OSError) as error:
         raise IITKitError(f"prompts: {name} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(held, list):
         raise IITKitError(f"prompts: {name} holds a {type(held).__name__}: expected a list of mappings")
     return [(f"{name}[{i}]", row) for i, row in enumerate(held)]
+
+
+def _line(name: str, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise IITKitError(f"prompts: {name} line {number} is no JSON: {error.msg}, column {error.colno}") from error
 
 
 def _quoted(value: Any) -> str:
