@@ -15,18 +15,16 @@ import numpy.typing as npt
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 
-import iitkit
 from iitkit.analysis.controls import random_subspaces
 from iitkit.analysis.table import format_table, with_intervals
+from iitkit.cli.releasing import release
 from iitkit.data import CounterfactualDataModule
 from iitkit.data.pairs import Pairs
 from iitkit.data.pool import Pool
 from iitkit.data.report import data_report
-from iitkit.hub import save
 from iitkit.interventions import Intervention, Vanilla
 from iitkit.metrics import label_chance
 from iitkit.models.location import Location
-from iitkit.models.placing import site_info
 from iitkit.models.runs import grouped
 from iitkit.modules import InterventionModule
 
@@ -219,28 +217,6 @@ def _size(edit: Intervention, location: Location) -> int:
 
 def _measured(key: str, splits: list[str]) -> bool:
     return key.split("/")[0] in {*splits, "full_vector", "random_subspace"} and not key.startswith("train/loss")
-
-
-def release(
-    folder: Path, module: InterventionModule, data: CounterfactualDataModule, metrics: Mapping[str, Any]
-) -> Path:
-    """Write a module's interventions as an artifact."""
-    known = data.task.model.domains if data.task is not None else {}
-    domains = {name: known[name] for name in data.variables if name in known}
-    return save(
-        folder,
-        dict(zip(module.alignment, module.edits, strict=True)),
-        {name: placement.where() for name, placement in module.alignment.items()},
-        module.identity,
-        {name: site_info(location) for name, location in module.locations.items()},
-        task=data.source.name,
-        variables={
-            name: [str(value) for value in domain.values] for name, domain in domains.items() if domain.complete
-        },
-        prefix=data.prefix,
-        metrics=dict(metrics),
-        versions={"iitkit": iitkit.__version__, "torch": torch.__version__},
-    )
 
 
 def _sources(data: CounterfactualDataModule, pool: Pool, pairs: Pairs, i: int) -> dict[str, Any]:

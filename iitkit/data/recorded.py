@@ -22,7 +22,7 @@ from iitkit.data.recorded_split import RecordedSplit
 from iitkit.data.rows import Row, read_rows
 from iitkit.data.sharing import fetch, is_repo_id
 from iitkit.data.source import SPLITS, generator
-from iitkit.data.tables import SUFFIXES, Table, find_files, read_table
+from iitkit.data.tables import SUFFIXES, find_files, read_table
 from iitkit.errors import IITKitError, choices, did_you_mean
 
 MOST_ANSWERS = 1000
@@ -67,11 +67,15 @@ class Recorded:
         if unknown := [name for name in columns if name not in COLUMNS]:
             hint = did_you_mean(unknown[0], COLUMNS)
             raise IITKitError(f"columns: unknown name {unknown[0]!r}.{hint} Expected one of {choices(COLUMNS, 30)}")
+        self.columns = columns
         with _uncollected():
             self._load(columns)
 
     def _load(self, columns: Mapping[str, str | None]) -> None:
-        self.name, tables = _tables(self.path, self.revision, self.config)
+        self.name, self.files = _found(self.path, self.revision, self.config)
+        tables = {
+            split: [read_table(file, name, UNREAD) for file, name in files] for split, files in self.files.items()
+        }
         rows = {split: [row for table in tables[split] for row in read_rows(table, columns)] for split in tables}
         every = [row for of_split in rows.values() for row in of_split]
         _check_alike(every)
@@ -254,8 +258,8 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _tables(path: str, revision: str | None, config: str | None) -> tuple[str, dict[str, list[Table]]]:
-    """Return the data's name and the tables of each split."""
+def _found(path: str, revision: str | None, config: str | None) -> tuple[str, dict[str, list[tuple[Path, str]]]]:
+    """Return the data's name and the files of each split, with what messages call them."""
     place = Path(path).expanduser()
     if path.strip() and place.exists():
         if revision is not None:
@@ -263,7 +267,7 @@ def _tables(path: str, revision: str | None, config: str | None) -> tuple[str, d
         if place.is_file():
             if config is not None:
                 raise IITKitError(f"config {config!r}: {path} is one file; configs are for folders with a README")
-            return path, {"train": [read_table(place, place.name, UNREAD)]}
+            return path, {"train": [(place, place.name)]}
         name = path
     elif is_repo_id(path):
         place = fetch(path, revision, config)
@@ -275,8 +279,7 @@ def _tables(path: str, revision: str | None, config: str | None) -> tuple[str, d
         )
     files = find_files(place, config, name)
     return name, {
-        split: [read_table(file, file.relative_to(place).as_posix(), UNREAD) for file in of_split]
-        for split, of_split in files.items()
+        split: [(file, file.relative_to(place).as_posix()) for file in of_split] for split, of_split in files.items()
     }
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from iitkit.errors import IITKitError, choices
+from iitkit.hub.values import Values
 from iitkit.interventions import Intervention, SiteInfo
 from iitkit.models.sites import Site
 
 SCHEMA = 1
 SIZES = ("width", "input_width", "heads", "positions")
 CONFIG, WEIGHTS = "config.json", "interventions.safetensors"
+VALUES = "values"
+"""What follows a placement's name in the name of the tensor of its values' features."""
 LARGEST = {CONFIG: 16 * 2**20, WEIGHTS: 4 * 2**30}
 """Bytes of the largest files that are read; a sparse autoencoder's weights are the largest there are."""
 
@@ -37,10 +41,13 @@ class Artifact:
     Args:
         config: what config.json says.
         interventions: placement name → intervention.
+        values: placement name → its variable's values and what they look like there; only placements that take a
+            source and whose variable has few values have them.
     """
 
     config: dict[str, Any]
     interventions: dict[str, Intervention]
+    values: dict[str, Values] = field(default_factory=dict)
 
     @property
     def base(self) -> dict[str, Any]:
@@ -111,6 +118,8 @@ def save(
     placements: Mapping[str, Mapping[str, Any]],
     base: Mapping[str, Any],
     sites: Mapping[str, SiteInfo],
+    values: Mapping[str, Values] | None = None,
+    largest: Mapping[str, float] | None = None,
     **more: Any,
 ) -> Path:
     """Write an artifact: to a temporary folder first, which then takes the name.
@@ -121,6 +130,8 @@ def save(
         placements: placement name → site and variable as plain values.
         base: the base model's identity.
         sites: placement name → the sizes that the intervention was built for.
+        values: placement name → its variable's values, where they are known.
+        largest: placement name → the largest norm of the coordinates of one source vector, where it was measured.
         more: further plain values for config.json: task, variables, metrics, ….
 
     Raises:
@@ -133,13 +144,21 @@ def save(
         if "shared_with" not in placements[name]
         for key, value in intervention.released().state_dict().items()
     }
+    known, norms = dict(values or {}), dict(largest or {})
+    tensors |= {f"{name}.{VALUES}": found.features.float().cpu().contiguous() for name, found in known.items()}
     weights = save_tensors(tensors, metadata={"format": "pt"})
     config = {
         "library": "iitkit",
         "schema": SCHEMA,
         "base": dict(base),
         "placements": {
-            name: {**where, **_sizes(sites[name]), **({} if "shared_with" in where else _spec(interventions[name]))}
+            name: {
+                **where,
+                **_sizes(sites[name]),
+                **({} if "shared_with" in where else _spec(interventions[name])),
+                **({"largest": norms[name]} if name in norms else {}),
+                **({"values": known[name].plain()} if name in known else {}),
+            }
             for name, where in placements.items()
         },
         "sha256": hashlib.sha256(weights).hexdigest(),
@@ -210,7 +229,9 @@ def load(path: str | os.PathLike[str], allow: Sequence[str] = ()) -> Artifact:
     except SafetensorError as error:
         raise IITKitError(f"{folder / WEIGHTS} cannot be read: {error}") from error
     interventions: dict[str, Intervention] = {}
+    features: dict[str, Tensor | None] = {}
     for name, where in config["placements"].items():
+        features[name] = tensors.pop(f"{name}.{VALUES}", None)
         own = {key.removeprefix(f"{name}."): tensors.pop(key) for key in list(tensors) if key.startswith(f"{name}.")}
         if "shared_with" not in where:
             try:
@@ -227,7 +248,16 @@ def load(path: str | os.PathLike[str], allow: Sequence[str] = ()) -> Artifact:
     interventions = {name: interventions[name] for name in config["placements"]}
     if tensors:
         raise IITKitError(f"{folder / WEIGHTS} holds tensors of no placement: {choices(sorted(tensors))}")
-    return Artifact(config, interventions)
+    values: dict[str, Values] = {}
+    for name, where in config["placements"].items():
+        if "values" in where or features[name] is not None:
+            heads = 1 if where.get("joint") else where.get("heads", 1)
+            size = interventions[name].space.size or where["width"]
+            try:
+                values[name] = Values.stored(where.get("values"), features[name], heads, size)
+            except IITKitError as error:
+                raise IITKitError(f"{folder}: placement {name!r}: {error}") from error
+    return Artifact(config, interventions, values)
 
 
 def _rebuilt(where: Mapping[str, Any], tensors: dict[str, Tensor], allow: Sequence[str]) -> Intervention:
@@ -270,6 +300,7 @@ def _read_config(file: Path) -> dict[str, Any]:
             and {"position", "variable", "width"} <= set(where)
             and (isinstance(where.get("intervention"), dict) or isinstance(where.get("shared_with"), str))
             and all(type(where[key]) is int and 0 < where[key] < 2**24 for key in SIZES if key in where)
+            and ("largest" not in where or (type(where["largest"]) is float and 0 <= where["largest"] < math.inf))
             and ({"layer", "component"} <= set(where) or {"module", "side"} <= set(where))
             for where in placements.values()
         )

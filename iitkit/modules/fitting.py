@@ -44,7 +44,7 @@ def fit_to_data(
             for p, (chosen, features) in enumerate(zip(select(everywhere), prepared.features, strict=True)):
                 if id(interventions[p]) not in open_:
                     continue
-                fresh = _first_sight(everywhere, chosen.rows, chosen.source_of, seen[p])
+                fresh = first_sight(everywhere, chosen.rows, chosen.source_of, seen[p])
                 given = grouped(locations[p], features[fresh])
                 interventions[p].observe(given)
                 shown += len(given)
@@ -53,7 +53,7 @@ def fit_to_data(
         log.info("fitted %s to %d activations", ", ".join(i.title for i in open_.values()), shown)
 
 
-def _first_sight(batch: Batch, rows: torch.Tensor, source_of: torch.Tensor, seen: set[int]) -> torch.Tensor:
+def first_sight(batch: Batch, rows: torch.Tensor, source_of: torch.Tensor, seen: set[int]) -> torch.Tensor:
     """Return which entries are of source prompts not seen before, and note them; unnumbered prompts all are."""
     if any(source.prompts is None for source in batch.sources):
         return torch.arange(len(rows), device=rows.device)

@@ -140,6 +140,8 @@ def test_best_is_the_epoch_with_the_highest_flipped_iia(fitted: Fitted) -> None:
 
 def test_artifact(fitted: Fitted, shallow_gpt2: str) -> None:
     config = json.loads((fitted.root / "artifact" / "config.json").read_text(encoding="utf-8"))
+    values, largest = (config["placements"]["gender"].pop(key) for key in ("values", "largest"))
+    assert ([entry["value"] for entry in values], largest > 0) == (["female", "male"], True)
     assert config["placements"] == {
         "gender": {
             "layer": 3,
@@ -158,7 +160,7 @@ def test_artifact(fitted: Fitted, shallow_gpt2: str) -> None:
     found = metrics(fitted.root)
     assert config["metrics"] == {key: found[key] for key in found if not key.endswith("_ci95")}
     tensors = load_file(fitted.root / "artifact" / "interventions.safetensors")
-    assert list(tensors) == ["gender.space.basis"]
+    assert list(tensors) == ["gender.space.basis", "gender.values"]
     basis = tensors["gender.space.basis"]
     free = weights(fitted.root / "checkpoints" / "best.ckpt")["interventions.gender.space.free"]
     assert (basis.T @ basis - torch.eye(2)).abs().max() <= 1e-5

@@ -1,0 +1,121 @@
+"""Releasing what was trained: the artifact, with what each variable's values look like at its site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import iitkit
+from iitkit.batch import Batch
+from iitkit.data import CounterfactualDataModule
+from iitkit.data.known import Known, known_values
+from iitkit.hub import Values, save
+from iitkit.hub.values import MOST, plain_value
+from iitkit.models.placing import site_info
+from iitkit.models.runs import Selection, grouped, select
+from iitkit.modules import InterventionModule
+from iitkit.modules.fitting import first_sight
+
+
+def release(
+    folder: Path, module: InterventionModule, data: CounterfactualDataModule, metrics: Mapping[str, Any]
+) -> Path:
+    """Write a module's interventions as an artifact."""
+    known = data.task.model.domains if data.task is not None else {}
+    domains = {name: known[name] for name in data.variables if name in known}
+    values, largest = mean_features(module, data)
+    return save(
+        folder,
+        dict(zip(module.alignment, module.edits, strict=True)),
+        {name: placement.where() for name, placement in module.alignment.items()},
+        module.identity,
+        {name: site_info(location) for name, location in module.locations.items()},
+        values,
+        largest,
+        task=data.source.name,
+        variables={
+            name: [str(value) for value in domain.values] for name, domain in domains.items() if domain.complete
+        },
+        prefix=data.prefix,
+        metrics=dict(metrics),
+        versions={"iitkit": iitkit.__version__, "torch": torch.__version__},
+    )
+
+
+@torch.no_grad()
+def mean_features(
+    module: InterventionModule, data: CounterfactualDataModule
+) -> tuple[dict[str, Values], dict[str, float]]:
+    """Return the mean coordinates of the training sources under each value of each placement's variable.
+
+    Each source prompt of the training pairs counts once, at the placement's own positions; of several positions that
+    are edited each by itself it is their mean. Placements that take nothing from a source have none.
+
+    Returns:
+        Placement → its variable's values, where they are known and not more than 64; placement → the largest norm of
+        the coordinates of one source vector.
+    """
+    found = {
+        name: _Means(module, name, known_values(data, location.variable or name))
+        for name, location in module.locations.items()
+        if module.intervention(name).needs_source
+    }
+    order, first = list(module.alignment), data.pools["train"].first
+    for batch in data.every_pair("train") if found else ():
+        everywhere = replace(batch.to(module.device), active=torch.ones_like(batch.active, device=module.device))
+        with module.trainer.precision_plugin.forward_context():
+            features = module.runner.prepare(everywhere).features
+        selections = select(everywhere)
+        for name, means in found.items():
+            p = order.index(name)
+            means.add(everywhere, selections[p], features[p], first)
+    values = {name: means.values() for name, means in found.items()}
+    return {name: v for name, v in values.items() if v is not None}, {name: m.largest for name, m in found.items()}
+
+
+class _Means:
+    """What one placement's sources look like."""
+
+    def __init__(self, module: InterventionModule, name: str, known: Known | None) -> None:
+        self.edit, self.location = module.intervention(name), module.locations[name]
+        self.known = known if known is not None and len(known.names) <= MOST else None
+        self.largest = 0.0
+        self.seen: set[int] = set()
+        self.sums: dict[int, Tensor] = {}
+        self.counts: dict[int, int] = {}
+
+    def add(self, batch: Batch, chosen: Selection, features: Tensor, first: int) -> None:
+        """Take in the sources of a batch that were not seen before; ``first`` is the number of the pool's first."""
+        fresh = first_sight(batch, chosen.rows, chosen.source_of, self.seen)
+        if not len(fresh):
+            return
+        joined = self.location.joined
+        vectors = grouped(self.location, features[fresh]) if joined else features[fresh]  # the heads kept apart
+        coordinates = self.edit.coordinates(vectors).cpu()
+        self.largest = max(self.largest, float(coordinates.norm(dim=-1).max()))
+        if self.known is None:
+            return
+        numbers = torch.stack([source.prompts for source in batch.sources if source.prompts is not None])
+        of_vector = numbers[chosen.source_of[fresh], chosen.rows[fresh]][:: max(joined, 1)].cpu().numpy() - first
+        for row in np.unique(of_vector).tolist():
+            if (code := int(self.known.codes[row])) >= 0:
+                mean = coordinates[torch.from_numpy(of_vector == row)].double().mean(0)
+                self.sums[code] = self.sums[code] + mean if code in self.sums else mean
+                self.counts[code] = self.counts.get(code, 0) + 1
+
+    def values(self) -> Values | None:
+        """Return the values that were seen; None where nobody knows any."""
+        if self.known is None or not self.sums:
+            return None
+        codes = sorted(self.sums)
+        return Values(
+            tuple(plain_value(self.known.names[code]) for code in codes),
+            torch.stack([(self.sums[code] / self.counts[code]).float() for code in codes]),
+            tuple(self.counts[code] for code in codes),
+        )
