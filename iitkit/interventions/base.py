@@ -132,11 +132,10 @@ class Intervention(Registered):
         Raises:
             IITKitError: an edit that takes no source, coordinates of another size, and what :meth:`forward` refuses.
         """
-        size = self.space.size or base.shape[-1]
-        if not self.needs_source or coordinates.shape != (*base.shape[:-1], size):
-            expected = (
-                f"coordinates of shape {(*base.shape[:-1], size)}" if self.needs_source else "none: it takes none"
-            )
+        if not self.needs_source:
+            raise IITKitError(f"{type(self).__name__} takes nothing from a source: it has no coordinates to go to")
+        expected = (*base.shape[:-1], self.space.size or base.shape[-1])
+        if coordinates.shape != expected:
             raise IITKitError(
                 f"{type(self).__name__}: coordinates of shape {tuple(coordinates.shape)} given, expected {expected}"
             )
