@@ -144,7 +144,7 @@ def of_text(base: Text | Sequence[Text], source: Text | Sequence[Text], asked: A
     both = [(encode(asked.tokenizer, b, asked.prefix), encode(asked.tokenizer, s, asked.prefix)) for b, s in pairs]
     turned = [(s, b) for b, s in pairs] if asked.clean == "source" else list(pairs)
     own = ([clean.answer for clean, _ in turned], [corrupt.answer for _, corrupt in turned])
-    return _examples(both, asked, [clean for clean, _ in turned], own, single)
+    return _examples(both, asked, own, single)
 
 
 def of_tokens(base: Mapping[str, Any], source: Mapping[str, Any], asked: Asked) -> Examples:
@@ -155,18 +155,25 @@ def of_tokens(base: Mapping[str, Any], source: Mapping[str, Any], asked: Asked) 
     """
     pairs = _paired(_spoken(base, "base", asked), _spoken(source, "source", asked))
     none: list[str | None] = [None] * len(pairs)
-    return _examples(pairs, asked, [Prompt(b.text) for b, _ in pairs], (none, none), len(pairs) == 1)
+    return _examples(pairs, asked, (none, none), len(pairs) == 1)
 
 
 def _examples(
     both: Sequence[Both],
     asked: Asked,
-    prompts: Sequence[Prompt],
     own: tuple[Sequence[str | None], Sequence[str | None]],
     single: bool,
 ) -> Examples:
-    answers = _tokens(asked.answers, own[0], prompts, asked.tokenizer, "answers")
-    wrong = _tokens(asked.wrong, own[1], prompts, asked.tokenizer, "wrong")
+    clean = [pair[1 if asked.clean == "source" else 0].text for pair in both]
+    answers = _tokens(asked.answers, own[0], clean, asked.tokenizer, "answers")
+    wrong = _tokens(asked.wrong, own[1], clean, asked.tokenizer, "wrong")
+    for text, right, other in zip(clean, answers or [], wrong or [], strict=False):
+        if right == other:
+            first = right if asked.tokenizer is None else said(asked.tokenizer, [right])[0]
+            raise IITKitError(
+                f"the answer and the wrong answer of {short(text)} begin with the same token, {first!r}, and only "
+                "first tokens are compared: give answers that differ there"
+            )
     labels, alone, placed = _placed(both, asked.positions)
     names = distinct([b.text.removeprefix(asked.prefix) or " ".join(map(str, b.ids)) for b, _ in both])
     pad = 0 if asked.tokenizer is None else pad_of(asked.tokenizer)
@@ -206,29 +213,29 @@ def _spoken(inputs: Mapping[str, Any], name: str, asked: Asked) -> list[Encoded]
     mask = inputs.get("attention_mask")
     real = torch.ones_like(ids) if mask is None else mask
     rows = [row[keep.bool()].tolist() for row, keep in zip(ids, real, strict=True)]
-    texts = [[""] * len(row) if asked.tokenizer is None else said(asked.tokenizer, row) for row in rows]
-    return [Encoded("".join(text), row, {}, text) for row, text in zip(rows, texts, strict=True)]
+    if asked.tokenizer is None:
+        return [Encoded("", row, {}, [""] * len(row)) for row in rows]
+    texts = asked.tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)
+    return [Encoded(text, row, {}, said(asked.tokenizer, row)) for row, text in zip(rows, texts, strict=True)]
 
 
-def _tokens(
-    given: Any, own: Sequence[str | None], prompts: Sequence[Prompt], tokenizer: Any, name: str
-) -> list[int] | None:
-    """Return the first tokens of answers, given as text or as tokens, or those that the prompts bring along."""
+def _tokens(given: Any, own: Sequence[str | None], texts: Sequence[str], tokenizer: Any, name: str) -> list[int] | None:
+    """Return the first tokens of answers behind texts, given as text or as tokens, or what the prompts bring along."""
     if given is None:
         if any(answer is None for answer in own):
             return None
         given = own
     many, alone = listed(given)
     if alone:
-        many = many * len(prompts)
-    if len(many) != len(prompts):
-        raise IITKitError(f"{name}: given {len(many)}, expected one for each of {len(prompts)} examples")
+        many = many * len(texts)
+    if len(many) != len(texts):
+        raise IITKitError(f"{name}: given {len(many)}, expected one for each of {len(texts)} examples")
     found = []
-    for answer, prompt in zip(many, prompts, strict=True):
+    for answer, text in zip(many, texts, strict=True):
         if isinstance(answer, str):
             if tokenizer is None:
                 raise IITKitError(f"{name} {answer!r}: answers given as text need tokenizer=; or give token ids")
-            found.append(answer_token(tokenizer, prompt, answer))
+            found.append(answer_token(tokenizer, text, answer))
         elif isinstance(answer, int) and not isinstance(answer, bool):
             found.append(answer)
         else:

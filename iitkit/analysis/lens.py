@@ -105,7 +105,7 @@ def lens(
     last = len(checked_layers(model, None)) - 1
     final = _read(engine, states[0][last], at)
     own = _read(engine, states[0][last], tokens.last[:, None])[:, 0]
-    given = _answers(tokenizer, asked, own, answers, wrong)
+    given = _answers(tokenizer, asked, encoded, own, answers, wrong)
     if metrics is None:
         metrics = "probability" if given.wrong is None else "logit_difference"
     names, metric_alone = listed(metrics)
@@ -235,7 +235,9 @@ def _places(
     return distinct([str(position) for position in several]), alone, rows
 
 
-def _answers(tokenizer: Any, prompts: Sequence[Prompt], own: Tensor, answers: Any, wrong: Any) -> Answers:
+def _answers(
+    tokenizer: Any, prompts: Sequence[Prompt], encoded: Sequence[Encoded], own: Tensor, answers: Any, wrong: Any
+) -> Answers:
     found = []
     for name, given in (("answers", answers), ("wrong", wrong)):
         if given is None:
@@ -248,6 +250,6 @@ def _answers(tokenizer: Any, prompts: Sequence[Prompt], own: Tensor, answers: An
         many = many * len(prompts) if alone else many
         if len(many) != len(prompts):
             raise IITKitError(f"{name}: given {len(many)}, expected one for each of {len(prompts)} prompts")
-        tokens = [answer_token(tokenizer, prompt, text) for prompt, text in zip(prompts, many, strict=True)]
+        tokens = [answer_token(tokenizer, prompt.text, text) for prompt, text in zip(encoded, many, strict=True)]
         found.append(torch.tensor(tokens, device=own.device))
     return Answers(*found)

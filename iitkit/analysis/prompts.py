@@ -74,7 +74,8 @@ def encode(tokenizer: Any, prompt: Prompt, prefix: str = "") -> Encoded:
         prefix: text before it, e.g. <|endoftext|>.
 
     Raises:
-        IITKitError: a span that is not there or stands twice, a prompt without a token, a slow tokenizer.
+        IITKitError: a span that is not there, stands twice or shares a token with what stands beside it, a prompt
+            without a token, a slow tokenizer or one that closes each text.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise IITKitError(f"{type(tokenizer).__name__} gives no character offsets: load the model's fast tokenizer")
@@ -83,6 +84,11 @@ def encode(tokenizer: Any, prompt: Prompt, prefix: str = "") -> Encoded:
     ids, offsets = list(found["input_ids"]), list(found["offset_mapping"])
     if not ids:
         raise IITKitError(f"prompt {short(text)} has no token")
+    if offsets[-1][0] == offsets[-1][1] and any(stop > start for start, stop in offsets):
+        raise IITKitError(
+            f"the tokenizer puts {said(tokenizer, ids[-1:])[0]!r} behind {short(text)}, and nothing follows a "
+            "text that is closed: let it add none (e.g. tokenizer.add_eos_token = False)"
+        )
     spans = {}
     for name, given in prompt.spans.items():
         start, stop = _characters(prompt.text, name, given)
@@ -91,6 +97,7 @@ def encode(tokenizer: Any, prompt: Prompt, prefix: str = "") -> Encoded:
         if not inside:
             raise IITKitError(f"{name} {text[start:stop]!r} of {short(text)} has no token")
         spans[name] = (inside[0], inside[-1] + 1)
+        _check_span(tokenizer, name, ids[slice(*spans[name])], text[start:stop], text)
     return Encoded(text, ids, spans, said(tokenizer, ids))
 
 
@@ -100,16 +107,19 @@ def said(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return found
 
 
-def answer_token(tokenizer: Any, prompt: Prompt, answer: str) -> int:
-    """Return an answer's first token.
+def answer_token(tokenizer: Any, text: str, answer: str) -> int:
+    """Return an answer's first token behind a text: tokenised with it, as tokenizers may treat a start differently.
 
     Raises:
-        IITKitError: an answer without a token.
+        IITKitError: an answer without a token, or one that merges with the text's end.
     """
-    ids = tokenizer(spaced(prompt.text, answer), add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise IITKitError(f"answer {answer!r} of {short(prompt.text)} has no token")
-    return int(ids[0])
+    before, whole = tokenizer([text, text + spaced(text, answer)])["input_ids"]
+    if not answer.strip() or len(whole) <= len(before) or whole[: len(before)] != before:
+        raise IITKitError(
+            f"answer {answer!r} does not stand as tokens of its own behind {short(text)}: end the prompt without a "
+            "space, and begin the answer with one"
+        )
+    return int(whole[len(before)])
 
 
 def spaced(prompt: str, answer: str) -> str:
@@ -157,6 +167,24 @@ def distinct(labels: Sequence[str]) -> list[str]:
         seen[label] = seen.get(label, 0) + 1
         found.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
     return found
+
+
+def _check_span(tokenizer: Any, name: str, ids: Sequence[int], span: str, text: str) -> None:
+    """Check that a span's tokens say what it says, and no more."""
+    word, (found,) = span.strip(), _decoded(tokenizer, [ids])
+    unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids
+    if found == word:
+        return
+    # of Mary a tokenizer without capitals says mary
+    if not unknown and _decoded(tokenizer, [tokenizer(word, add_special_tokens=False)["input_ids"]]) == [found]:
+        return
+    why = "the tokenizer does not know it" if unknown else "give all of the word that it is part of"
+    raise IITKitError(f"{name}: the tokens of {word!r} in {short(text)} say {found!r}: {why}")
+
+
+def _decoded(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
+    found: list[str] = tokenizer.batch_decode(list(rows), clean_up_tokenization_spaces=False)
+    return [text.strip() for text in found]
 
 
 def _characters(text: str, name: str, given: str | tuple[int, int]) -> tuple[int, int]:

@@ -235,10 +235,12 @@ class Tracer:
         items = [(layer, c) for c in self.components for layer in self._span(c)]
         clean = self.engine.run(Rows(padded([text.ids], 0, device)), items)
         top = int(clean.logits[0].argmax())
-        if fact.answer is not None and top != answer_token(self.tokenizer, Prompt(fact.prompt), fact.answer):
-            (instead,) = said(self.tokenizer, [top])
+        (instead,) = said(self.tokenizer, [top])
+        if fact.answer is not None and top != answer_token(self.tokenizer, text.text, fact.answer):
             return None, f"after {short(fact.prompt)} it says {instead!r}, not {fact.answer!r}"
-        wrong = None if fact.wrong is None else answer_token(self.tokenizer, Prompt(fact.prompt), fact.wrong)
+        wrong = None if fact.wrong is None else answer_token(self.tokenizer, text.text, fact.wrong)
+        if wrong == top:
+            return None, f"after {short(fact.prompt)} it says {instead!r}, with which the wrong {fact.wrong!r} begins"
         other = None if fact.corrupt is None else encode(self.tokenizer, Prompt(fact.corrupt), self.prefix)
         return _Ready(fact, text, text.spans["subject"], clean, top, wrong, other), ""
 
