@@ -1,4 +1,4 @@
-"""Counterfactual pairs as tokens, positions and batches; the Lightning DataModule.
+"""Counterfactual pairs and completions as tokens, positions and batches; the Lightning DataModule.
 
 The names are imported when they are first used: reading a dataset or a prompt does not pay for Lightning.
 """
@@ -9,12 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from iitkit.data.completions import CompletionDataModule
     from iitkit.data.datamodule import CounterfactualDataModule
     from iitkit.data.options import Dataset, Sizes
 
-_HOMES = {"CounterfactualDataModule": "datamodule", "Dataset": "options", "Sizes": "options"}
+_HOMES = {
+    "CompletionDataModule": "completions",
+    "CounterfactualDataModule": "datamodule",
+    "Dataset": "options",
+    "Sizes": "options",
+}
 
-__all__ = ["CounterfactualDataModule", "Dataset", "Sizes"]
+__all__ = ["CompletionDataModule", "CounterfactualDataModule", "Dataset", "Sizes"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from iitkit.batch import Tokens
 from iitkit.causal import Symbols
 from iitkit.causal.variables import Codes
+from iitkit.data.base import PromptDataModule
 from iitkit.data.cache import PromptCache
 from iitkit.data.drawn import Drawing, TaskPairs
 from iitkit.data.labelling import Asked, forms_of, labels_for
@@ -40,7 +40,7 @@ CHECKED = 200
 __all__ = ["CounterfactualDataModule", "PlacementLike", "Subject"]
 
 
-class CounterfactualDataModule(pl.LightningDataModule):
+class CounterfactualDataModule(PromptDataModule):
     """Pairs (base, source) with counterfactual labels, drawn from a task's causal model or read from a dataset.
 
     Each split has inputs of its own and a fixed pool of prompts; every epoch of training pairs them anew from the seed
@@ -149,7 +149,6 @@ class CounterfactualDataModule(pl.LightningDataModule):
             self.source = Recorded(dataset.path, dataset.revision, dataset.config, dataset.columns, self.seed)
             self.sizes = {split: n for split in self.source.splits() if (n := sizes.of_dataset(split)) is not None}
         self.pools: dict[str, Pool] = {}
-        self._subject: object = None
         self.variables: list[str] = []
         self.judged: dict[str, float] = {}
         """The base model's accuracy on each split's prompts, where the data were filtered by it."""
@@ -157,14 +156,6 @@ class CounterfactualDataModule(pl.LightningDataModule):
         self._asked: Asked | None = None
 
     # --- making the pools ---
-
-    def setup(self, stage: str | None = None) -> None:
-        """Make the pools, for the module that the trainer is about to run."""
-        if self.trainer is None:
-            if not self.pools:
-                raise IITKitError("the data are made for a module: call bind(module), or hand both to a Trainer")
-        elif self.trainer.lightning_module is not self._subject:  # another module may look elsewhere
-            self.bind(self.trainer.lightning_module)  # type: ignore[arg-type]
 
     def bind(self, subject: Subject, model: bool = True) -> None:
         """Make the pools for a module: its tokenizer and its alignment's variables and positions.
@@ -346,11 +337,6 @@ class CounterfactualDataModule(pl.LightningDataModule):
             rows = range(len(self.pools[split]))
             tokens = collate.tokens(rows)
             yield (tokens, *collate.positions(rows, tokens))
-
-    @property
-    def tested(self) -> list[str]:
-        """The splits that ``test`` reports, in the order of its loaders."""
-        return [*(split for split in self.splits if split.startswith("test")), "train", "validation"]
 
     def test_dataloader(self) -> list[PairLoader]:
         """Loaders of the splits of :attr:`tested`; of the training pairs no more than of validation pairs."""

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 
+from iitkit.causal import Text
 from iitkit.causal.variables import Codes
-from iitkit.data.rows import Row
 from iitkit.data.source import generator
 from iitkit.errors import IITKitError, choices
 
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
+
+
+class Prompted(Protocol):
+    """What is divided: a pair, or an example."""
+
+    @property
+    def base(self) -> Text:
+        """Its prompt."""
+
+    @property
+    def sources(self) -> tuple[Text, ...]:
+        """Further prompts."""
+
+
+Row = TypeVar("Row", bound=Prompted)
 
 
 def divided(rows: dict[str, list[Row]], name: str, seed: int) -> dict[str, list[Row]]:
@@ -58,7 +74,7 @@ def divided(rows: dict[str, list[Row]], name: str, seed: int) -> dict[str, list[
     return {**rows, **divided}
 
 
-def groups_of(rows: Sequence[Row]) -> Codes:
+def groups_of(rows: Sequence[Prompted]) -> Codes:
     """Return a number for each pair, equal for pairs that share a prompt, or are linked by pairs that do."""
     parent: list[int] = []
     known: dict[str, int] = {}

@@ -159,11 +159,11 @@ def _candidates(choices: Sequence[Choice]) -> tuple[Tensor, Tensor | None]:
 
 
 class PairLoader:
-    """Batches of one fixed set of pairs; with several processes each takes every ``world``-th row.
+    """Batches of one fixed set of pairs (or examples); with several processes each takes every ``world``-th row.
 
     Args:
         pairs: epoch → its pairs.
-        collate: makes a batch.
+        collate: makes a batch of some rows of them.
         batch_size: rows of a batch.
         length: number of pairs.
         rank: this process.
@@ -172,8 +172,8 @@ class PairLoader:
 
     def __init__(
         self,
-        pairs: Callable[[int], Pairs],
-        collate: Collator,
+        pairs: Callable[[int], Any],
+        collate: Callable[[Any, Rows], Any],
         batch_size: int,
         length: int,
         rank: int = 0,
@@ -186,11 +186,11 @@ class PairLoader:
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         self.next = 0
         yield from self._rest()
 
-    def _rest(self) -> Iterator[Batch]:
+    def _rest(self) -> Iterator[Any]:
         pairs = self.pairs(self.epoch)
         while self.next < len(self):
             start = self.next * self.batch_size
@@ -204,7 +204,7 @@ class TrainLoader(PairLoader):
     _begun = False
     _resumed = False
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         if self._resumed and self.next < len(self):
             self._resumed = False  # go on where the checkpoint was written
         else:

@@ -72,7 +72,7 @@ class Recorded:
             self._load(columns)
 
     def _load(self, columns: Mapping[str, str | None]) -> None:
-        self.name, self.files = _found(self.path, self.revision, self.config)
+        self.name, self.files = found_files(self.path, self.revision, self.config)
         tables = {
             split: [read_table(file, name, UNREAD) for file, name in files] for split, files in self.files.items()
         }
@@ -258,7 +258,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _found(path: str, revision: str | None, config: str | None) -> tuple[str, dict[str, list[tuple[Path, str]]]]:
+def found_files(path: str, revision: str | None, config: str | None) -> tuple[str, dict[str, list[tuple[Path, str]]]]:
     """Return the data's name and the files of each split, with what messages call them."""
     place = Path(path).expanduser()
     if path.strip() and place.exists():

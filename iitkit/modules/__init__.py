@@ -2,5 +2,6 @@
 
 from iitkit.modules.base import InterventionModule
 from iitkit.modules.das import DAS
+from iitkit.modules.reft import ReFT
 
-__all__ = ["DAS", "InterventionModule"]
+__all__ = ["DAS", "InterventionModule", "ReFT"]
