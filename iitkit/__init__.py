@@ -52,9 +52,9 @@ if TYPE_CHECKING:
     )
     from iitkit.models.generation import intervening
     from iitkit.models.interchange import collect, interchange, interchange_stages
-    from iitkit.models.loading import load_base
+    from iitkit.models.loading import load_base, load_network
     from iitkit.models.sites import Placement, Site
-    from iitkit.modules import DAS
+    from iitkit.modules import DAS, IIT
     from iitkit.modules.schedules import Schedule
     from iitkit.tasks import Task
 
@@ -75,6 +75,7 @@ _HOMES = {
     "DiReFT": "iitkit.interventions",
     "Fact": "iitkit.analysis.tracing",
     "Grid": "iitkit.analysis.grid",
+    "IIT": "iitkit.modules",
     "IITKitError": "iitkit.errors",
     "Images": "iitkit.causal",
     "Intervention": "iitkit.interventions",
@@ -114,6 +115,7 @@ _HOMES = {
     "lens": "iitkit.analysis.lens",
     "load": "iitkit.hub",
     "load_base": "iitkit.models.loading",
+    "load_network": "iitkit.models.loading",
     "patch": "iitkit.analysis.patching",
     "patch_paths": "iitkit.analysis.paths",
     "trace": "iitkit.analysis.tracing",
@@ -134,6 +136,7 @@ __all__ = [
     "DiReFT",
     "Fact",
     "Grid",
+    "IIT",
     "IITKitError",
     "Images",
     "Intervention",
@@ -173,6 +176,7 @@ __all__ = [
     "lens",
     "load",
     "load_base",
+    "load_network",
     "patch",
     "patch_paths",
     "trace",

@@ -17,11 +17,13 @@ from lightning.pytorch.loggers import Logger
 from iitkit.data import CounterfactualDataModule, Sizes
 from iitkit.errors import choices, did_you_mean
 from iitkit.interventions import Intervention
+from iitkit.models.scratch import Network
 from iitkit.modules import InterventionModule
 from iitkit.tasks import Task
 
 _KNOWN_CLASSES: dict[str, type] = {
     "model": InterventionModule,
+    "base": Network,
     "data": CounterfactualDataModule,
     "task": Task,
     "intervention": Intervention,

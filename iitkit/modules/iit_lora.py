@@ -1,0 +1,136 @@
+"""Low-rank updates of a base model's own weights, and which of its parameters train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from iitkit.errors import IITKitError, choices
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Low-rank updates ``W + α/r · A B`` of linear maps: the base's own weights stay as they are.
+
+    Hu et al., 2021, https://arxiv.org/abs/2106.09685. What is saved has the updates added to its weights.
+
+    Args:
+        rank: r.
+        alpha: α; 2 r unless said.
+        modules: patterns of module names, e.g. ``*.q_proj``; every linear map in a layer unless said.
+    """
+
+    rank: int = 8
+    alpha: float | None = None
+    modules: list[str] = field(default_factory=list)
+
+
+class LowRankDelta(nn.Module):
+    """A parametrisation of a weight: ``W + scale · A B`` (A [rows, r], B [r, columns]), B from 0.
+
+    Args:
+        weight: W.
+        rank: r.
+        scale: α/r.
+        generator: draws A.
+    """
+
+    def __init__(self, weight: Tensor, rank: int, scale: float, generator: torch.Generator) -> None:
+        super().__init__()
+        rows, columns = weight.shape
+        self.scale, self.on = scale, True
+        start = torch.randn(rows, rank, generator=generator, dtype=torch.float32) * rank**-0.5
+        self.A = nn.Parameter(start.to(weight.device))
+        self.B = nn.Parameter(torch.zeros(rank, columns, dtype=torch.float32, device=weight.device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the updated weight, in its own dtype."""
+        return weight + (self.scale * (self.A @ self.B)).to(weight.dtype) if self.on else weight
+
+
+def adapt(model: nn.Module, adapters: Adapters, generator: torch.Generator) -> list[LowRankDelta]:
+    """Put low-rank updates on a network's linear maps.
+
+    Raises:
+        IITKitError: a rank that fits no map, or a pattern that no linear map has the name of.
+    """
+    if isinstance(adapters.rank, bool) or adapters.rank < 1:
+        raise IITKitError(f"model.lora.rank: {adapters.rank}: expected 1 or more")
+    maps = _maps(model)
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    named = [name for name, module in maps.items() if module is not head]
+    for pattern in adapters.modules:
+        if not any(fnmatchcase(name, pattern) for name in maps):
+            raise IITKitError(
+                f"model.lora.modules: no linear map of {type(model).__name__} is named {pattern!r}; it has "
+                f"{choices(maps, 6)}"
+            )
+    if adapters.modules:
+        named = [name for name in maps if any(fnmatchcase(name, pattern) for pattern in adapters.modules)]
+    if not named:
+        raise IITKitError(f"model.lora: {type(model).__name__} has no linear maps: train its parameters instead")
+    made = []
+    for name in named:
+        module = maps[name]
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        if adapters.rank > min(weight.shape):
+            raise IITKitError(f"model.lora.rank: {adapters.rank}: {name} is {tuple(weight.shape)}: expected less")
+        alpha = 2 * adapters.rank if adapters.alpha is None else adapters.alpha
+        delta = LowRankDelta(weight, adapters.rank, alpha / adapters.rank, generator)
+        parametrize.register_parametrization(module, "weight", delta)
+        made.append(delta)
+    return made
+
+
+def _maps(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear maps: modules with a matrix and nothing below, no embedding."""
+    found = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        lookup = isinstance(module, nn.Embedding)
+        if isinstance(weight, nn.Parameter) and weight.dim() == 2 and not lookup and not list(module.children()):
+            found[name] = module
+    return found
+
+
+@contextmanager
+def adapters_off(deltas: Sequence[LowRankDelta]) -> Iterator[None]:
+    """Run the base as it was."""
+    for delta in deltas:
+        delta.on = False
+    try:
+        yield
+    finally:
+        for delta in deltas:
+            delta.on = True
+
+
+def merged(model: nn.Module) -> None:
+    """Add every low-rank update to its weight, for good."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+
+
+def chosen(model: nn.Module, patterns: Sequence[str] | None) -> list[nn.Parameter]:
+    """Return a network's parameters that match a pattern; all of them for None.
+
+    Raises:
+        IITKitError: a pattern that matches none.
+    """
+    named = dict(model.named_parameters())
+    if patterns is None:
+        return list(named.values())
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in named):
+            raise IITKitError(
+                f"model.parameters: {type(model).__name__} has no parameter {pattern!r}; it has {choices(named, 6)}"
+            )
+    return [p for name, p in named.items() if any(fnmatchcase(name, pattern) for pattern in patterns)]
