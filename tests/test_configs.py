@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from running import files, iitkit
 
 from iitkit import Grid
+from iitkit.models.scratch import Network
+from iitkit.models.scratch_saving import save_network
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 FITS = [config.name for config in CONFIGS if "model" in yaml.safe_load(config.read_text(encoding="utf-8"))]
@@ -21,11 +24,27 @@ def test_there_are_configs() -> None:
     assert {name.split("_")[0] for name in MEASURES} == {"trace", "patch"}
 
 
+def stand_in(base: Any, tiny_gpt2: str, folder: Path) -> list[str]:
+    """A tiny network for a base; one from scratch is as it is said, one that another config trains has its shape."""
+    if isinstance(base, dict):
+        return []
+    if not base.startswith("runs/"):
+        return ["--model.base", tiny_gpt2]
+    maker = next(config for config in CONFIGS if config.stem == base.split("/")[1])
+    made = yaml.safe_load(maker.read_text(encoding="utf-8"))["model"]["init_args"]["base"]
+    network = Network.from_spec({"name": made["class_path"], **made["init_args"]}).build(0)
+    return ["--model.base", str(save_network(network, folder))]
+
+
 @pytest.mark.parametrize("name", FITS)
-def test_config_runs(name: str, tiny_gpt2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_runs(
+    name: str, tiny_gpt2: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
+    found = yaml.safe_load(next(config for config in CONFIGS if config.name == name).read_text(encoding="utf-8"))
+    base = stand_in(found["model"]["init_args"]["base"], tiny_gpt2, tmp_path_factory.mktemp("base") / "network")
     ran = iitkit(
-        *("fit", "--config", name, "--model.base", tiny_gpt2, "--trainer.fast_dev_run", "true"),
+        *("fit", "--config", name, *base, "--trainer.fast_dev_run", "true"),
         *("--data.sizes.train=16", "--data.sizes.validation=8", "--data.sizes.test=8"),
         *("--data.sizes.test_templates=8", "--data.batch_size=8", "--data.eval_batch_size=8"),
     )

@@ -185,6 +185,7 @@ class Report(Callback):
             )
             for split in ("train", "validation", "test", "test_templates")
         ]
+        rows += [(f"{key.split('/')[1]}, test", key.removesuffix("/iia")) for key in metrics if _of_part(key)]
         sites = "; ".join(
             f"{name} = {placement.variable} at {module.locations[name].label}, position {placement.position}: "
             + (f"shared with {placement.shared_with}" if placement.shared_with else module.intervention(name).title)
@@ -200,10 +201,16 @@ class Report(Callback):
             for name in module.sizes()
             if f"test/size/{name}" in metrics
         )
+        strict = ", ".join(
+            f"{key.split('/')[2]} {value:.3f}"
+            for key, value in metrics.items()
+            if key.startswith("test/strict/") and value == value
+        )
         return (
             f"\nIIA, 95 % Wilson intervals and counts ({sites})\n{format_table(metrics, rows)}\n"
             f"base model's task accuracy: {accuracy}; label chance {metrics['test/label_chance']:.3f}"
             + (f"\nsize of the hardened mask: {sizes}" if sizes else "")
+            + (f"\nanswers kept under strict sites, test: {strict}" if strict else "")
         )
 
 
@@ -213,6 +220,11 @@ def _size(edit: Intervention, location: Location) -> int:
         weights = edit.mask.weights(location.variable)
         return 0 if weights is None else int(weights.sum())
     return round(edit.effective_size() or 0)
+
+
+def _of_part(key: str) -> bool:
+    """Return whether a metric is the IIA of one variable, or of several together, on test pairs."""
+    return key.startswith("test/") and key.endswith("/iia") and key.count("/") == 2
 
 
 def _measured(key: str, splits: list[str]) -> bool:
