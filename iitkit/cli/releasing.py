@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import iitkit
 from iitkit.batch import Batch
-from iitkit.data import CounterfactualDataModule
-from iitkit.data.known import Known, known_values
-from iitkit.hub import Values, save
+from iitkit.cli.provenance import example_of, trained_on
+from iitkit.data import CompletionDataModule, CounterfactualDataModule
+from iitkit.data.known import Known, known_answers, known_values
+from iitkit.hub import Values, write_artifact
 from iitkit.hub.values import MOST, plain_value
+from iitkit.models.fingerprint import tokenizer_digests, weights_digest
 from iitkit.models.placing import site_info
 from iitkit.models.runs import Selection, grouped, select
-from iitkit.modules import InterventionModule
+from iitkit.modules import InterventionModule, ReFT
 from iitkit.modules.fitting import first_sight
 
 
@@ -29,22 +31,56 @@ def release(
     """Write a module's interventions as an artifact."""
     known = data.task.model.domains if data.task is not None else {}
     domains = {name: known[name] for name in data.variables if name in known}
+    variables = {name: [str(value) for value in domain.values] for name, domain in domains.items() if domain.complete}
     values, largest = mean_features(module, data)
-    return save(
+    answers = {name: said(data, module.locations[name].variable or name, each) for name, each in values.items()}
+    told = {"training": trained_on(module, data)}
+    if (example := example_of(module, data)) is not None:
+        told["example"] = example
+    return _saved(folder, module, metrics, values, largest, data.source.name, variables, data.prefix, answers, **told)
+
+
+def said(data: CounterfactualDataModule, variable: str, values: Values) -> dict[str, list[str | None]]:
+    """Return the answer that each value leads to, None where it is not the same in all training prompts."""
+    known = {plain_value(value): answer for value, answer in known_answers(data, variable).items()}
+    return {"answers": [known.get(name) for name in values.names]} if known else {}
+
+
+def release_trained(folder: Path, module: ReFT, data: CompletionDataModule, metrics: Mapping[str, Any]) -> Path:
+    """Write interventions that were trained on completions as an artifact; ``where`` says which tokens they edit."""
+    chat = {"chat": True} if data.is_chat else {}
+    return _saved(folder, module, metrics, {}, {}, data.name, {}, data.prefix, None, where=module.where, **chat)
+
+
+def _saved(
+    folder: Path,
+    module: InterventionModule,
+    metrics: Mapping[str, Any],
+    values: Mapping[str, Values],
+    largest: Mapping[str, float],
+    task: str | None,
+    variables: Mapping[str, list[str]],
+    prefix: str,
+    answers: Mapping[str, Mapping[str, list[str | None]]] | None = None,
+    **more: Any,
+) -> Path:
+    tokenizer = module.tokenizer
+    if tokenizer is not None:
+        more["tokenizer"] = tokenizer_digests(tokenizer)
+    return write_artifact(
         folder,
         dict(zip(module.alignment, module.edits, strict=True)),
-        {name: placement.where() for name, placement in module.alignment.items()},
-        module.identity,
+        {name: {**placement.where(), **(answers or {}).get(name, {})} for name, placement in module.alignment.items()},
+        {**module.identity, "weights": weights_digest(module.base_model)},
         {name: site_info(location) for name, location in module.locations.items()},
         values,
         largest,
-        task=data.source.name,
-        variables={
-            name: [str(value) for value in domain.values] for name, domain in domains.items() if domain.complete
-        },
-        prefix=data.prefix,
-        metrics=dict(metrics),
-        versions={"iitkit": iitkit.__version__, "torch": torch.__version__},
+        metrics,
+        task=task,
+        variables=dict(variables),
+        prefix=prefix,
+        versions={name: version(name) for name in ("iitkit", "torch", "transformers")},
+        **more,
     )
 
 

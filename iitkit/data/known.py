@@ -64,6 +64,23 @@ def known_values(data: CounterfactualDataModule, variable: str) -> Known | None:
     return Known(names, codes) if names else None
 
 
+def known_answers(data: CounterfactualDataModule, variable: str) -> dict[Any, str]:
+    """Return the answer that each of a variable's values leads to, where the training prompts that have it agree.
+
+    The gender female leads to " she" in every prompt; the position of an indirect object to a name that varies.
+    """
+    known = known_values(data, variable)
+    if known is None:
+        return {}
+    every, kept = data.source.truths("train"), data.kept("train")
+    answers = every if kept is None else [every[row] for row in kept.tolist()]
+    found: dict[int, set[str]] = {}
+    for code, answer in zip(known.codes.tolist(), answers, strict=True):
+        found.setdefault(code, set()).add(answer)
+    said = {code: next(iter(each)) for code, each in found.items() if code >= 0 and len(each) == 1}
+    return {known.names[code]: answer for code, answer in said.items() if answer}
+
+
 def said_values(source: Recorded, variable: str) -> dict[str, Any]:
     """Return a variable's value in each recorded prompt, by the prompt's text, as base_values and source_values say.
 

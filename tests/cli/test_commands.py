@@ -20,6 +20,7 @@ import yaml
 from running import Ran, files, iitkit, metrics, said, same_weights, weights, write_config
 from safetensors.torch import load_file
 
+from iitkit import load
 from iitkit.metrics import wilson
 from iitkit.tasks import words
 
@@ -46,8 +47,10 @@ def test_what_a_run_leaves(fitted: Fitted) -> None:
     assert fitted.ran.code == 0, fitted.ran.err
     left = [name for name in files(fitted.root) if not name.startswith("tensorboard")]
     assert left == [
+        "artifact/README.md",
         "artifact/config.json",
         "artifact/interventions.safetensors",
+        "artifact/metrics.json",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "config.yaml",
@@ -140,8 +143,8 @@ def test_best_is_the_epoch_with_the_highest_flipped_iia(fitted: Fitted) -> None:
 
 def test_artifact(fitted: Fitted, shallow_gpt2: str) -> None:
     config = json.loads((fitted.root / "artifact" / "config.json").read_text(encoding="utf-8"))
-    values, largest = (config["placements"]["gender"].pop(key) for key in ("values", "largest"))
-    assert ([entry["value"] for entry in values], largest > 0) == (["female", "male"], True)
+    values, answers, largest = (config["placements"]["gender"].pop(key) for key in ("values", "answers", "largest"))
+    assert ([entry["value"] for entry in values], answers, largest > 0) == (["female", "male"], [" she", " he"], True)
     assert config["placements"] == {
         "gender": {
             "layer": 3,
@@ -156,9 +159,12 @@ def test_artifact(fitted: Fitted, shallow_gpt2: str) -> None:
     base = config["base"]
     assert (base["id"], base["architecture"], base["width"], base["layers"]) == (shallow_gpt2, "GPT2LMHeadModel", 32, 4)
     assert re.fullmatch(r"sha256:[0-9a-f]{16}", base["revision"])
+    assert re.fullmatch(r"sha256:[0-9a-f]{32}", base["weights"])
+    assert list(config["tokenizer"]) == ["vocabulary", "chat_template"]
+    assert config["versions"]["torch"] == torch.__version__
     assert (config["task"], config["variables"]) == ("PronounGender", {"gender": ["female", "male"]})
     found = metrics(fitted.root)
-    assert config["metrics"] == {key: found[key] for key in found if not key.endswith("_ci95")}
+    assert load(fitted.root).metrics == {key: found[key] for key in found if not key.endswith("_ci95")}
     tensors = load_file(fitted.root / "artifact" / "interventions.safetensors")
     assert list(tensors) == ["gender.space.basis", "gender.values"]
     basis = tensors["gender.space.basis"]

@@ -104,12 +104,13 @@ from iitkit.errors import IITKitError
 folder = Path({folder!r})
 if sys.argv[1] == "save":
     import ownedits
-    from iitkit.hub import save
+    from iitkit.hub import write_artifact
     site = iitkit.SiteInfo(8)
     made = iitkit.Composed(site, edit={{"name": "Halfway"}})
     identity = {{"id": "x", "revision": "y", "architecture": "z", "width": 8, "layers": 1, "dtype": "float32"}}
+    identity["weights"] = None
     where = {{"layer": 0, "component": "block_output", "position": "last", "variable": "v"}}
-    save(folder, {{"v": made}}, {{"v": where}}, identity, {{"v": site}})
+    write_artifact(folder, {{"v": made}}, {{"v": where}}, identity, {{"v": site}})
 else:
     try:
         iitkit.load(folder)
