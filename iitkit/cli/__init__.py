@@ -17,7 +17,9 @@ COMMANDS = {
     "trace": ("trace", "causal tracing: which state brings a corrupted fact back?"),
     "patch": ("patch", "activation, path and attribution patching from one run into another"),
     "lens": ("lens", "what each layer would say: the logit lens, plain and under an intervention"),
+    "vector": ("vector", "steering vectors from two lists of prompts, without training"),
     "plot": ("plot", "draw a saved grid again: PNG and interactive page"),
+    "steer": ("steer", "what a model writes when trained interventions steer it; compare, sweep the strength"),
     "data": ("data", "report on a task's or a dataset's pairs before any training; save and push them"),
     "sites": ("sites", "print a network's components, modules, widths and heads; loads no weights"),
 }

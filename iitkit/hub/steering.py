@@ -64,7 +64,7 @@ class Steering:
         found = taken(artifact, settings or {})
         self._placed = _placed(artifact, found, source is not None)
         self._spans = None if spans is None else TextSpans(tokenizer, spans)
-        position, self._where = _tokens(where)
+        position, self._where = _tokens(where, artifact)
         self._steps = steps
         self._features: dict[str, Tensor] = {}
         self._active = {name: each.active for name, each in found.items() if each.active is not None}
@@ -196,9 +196,10 @@ class Steering:
         return "\n".join(lines)
 
 
-def _tokens(where: Position | None) -> tuple[Position | None, Where]:
-    if where is None:
-        return None, "prompt"
+def _tokens(where: Position | None, artifact: Artifact) -> tuple[Position | None, Where]:
+    if where is None:  # as trained: ReFT may train edits of generated tokens too
+        trained: Where = artifact.config.get("where", "prompt")
+        return None, trained
     if isinstance(where, str) and where in TOKENS:
         return TOKENS[where]
     listed(where)  # refuses what is no position

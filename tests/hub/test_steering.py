@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import iitkit
 from iitkit.errors import IITKitError
-from iitkit.hub import Artifact, save
-from iitkit.hub.values import Values
+from iitkit.hub import Artifact, Values, write_artifact
+from iitkit.hub.identity import identity
 from iitkit.interventions import (
     Addition,
     Intervention,
@@ -31,7 +31,6 @@ WIDTH, LAYER, STEPS = 32, 2, 4
 PROMPTS = ["Yesterday, Anna walked home because", "Paul was happy", "On Monday, Mary and Paul stayed late because"]
 NAMES = ["Anna", "Paul", "Mary"]
 FAMILIES = ("gpt2", "llama")
-BASES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
 FEATURES = torch.randn(2, 2, generator=torch.Generator().manual_seed(5)) * 4
 
 
@@ -40,8 +39,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def base_of(family: str) -> dict[str, Any]:
-    sizes = {"width": WIDTH, "layers": 4, "dtype": "float32"}
-    return {"id": "user/model", "revision": "1", "architecture": BASES[family], **sizes}
+    return dict(identity(tiny_model(family), "user/model"))
 
 
 def subspace(rank: int = 2) -> LowRankSubspace:
@@ -53,7 +51,9 @@ def artifact(folder: Path, family: str = "gpt2", position: Any = "name", **more:
     where = {"layer": LAYER, "component": "block_output", "position": position, "variable": "gender"}
     values = {"gender": Values(("female", "male"), FEATURES, (3, 4))}
     kept = {"values": values, "largest": {"gender": 2.5}, **more}
-    save(folder, {"gender": subspace()}, {"gender": where}, base_of(family), {"gender": SiteInfo(WIDTH)}, **kept)
+    write_artifact(
+        folder, {"gender": subspace()}, {"gender": where}, base_of(family), {"gender": SiteInfo(WIDTH)}, **kept
+    )
     return iitkit.load(folder)
 
 
@@ -284,7 +284,7 @@ def test_a_vector_for_each_head_is_added(tmp_path: Path) -> None:
         "position": "all",
         "variable": "honest",
     }
-    save(tmp_path / "a", {"honest": edit}, {"honest": where}, base_of("llama"), {"honest": SiteInfo(width)})
+    write_artifact(tmp_path / "a", {"honest": edit}, {"honest": where}, base_of("llama"), {"honest": SiteInfo(width)})
     found = iitkit.load(tmp_path / "a")
     project = model.get_submodule(f"model.layers.{LAYER}.self_attn.o_proj")
     added = torch.zeros(32)
@@ -300,7 +300,7 @@ def test_values_of_heads_and_of_joint_sites(tmp_path: Path) -> None:
     tokens = inputs(PROMPTS[:1])
     features = random(2, 2, 8, seed=9)  # 2 values of 2 heads
     where = {"layer": 1, "component": "head_attention_value_output", "head": [0, 3], "position": "last"}
-    save(
+    write_artifact(
         tmp_path / "heads",
         {"x": Vanilla(SiteInfo(8, heads=2))},
         {"x": {**where, "variable": "x"}},
@@ -332,7 +332,7 @@ def test_values_of_heads_and_of_joint_sites(tmp_path: Path) -> None:
     with torch.no_grad():
         joint.space.get_parameter("free").copy_(basis)
     coordinates = random(2, 3, seed=11)
-    save(
+    write_artifact(
         tmp_path / "joint",
         {"x": joint},
         {"x": {"layer": 1, "component": "block_output", "joint": True, "position": [0, "last"], "variable": "x"}},
@@ -398,7 +398,7 @@ def test_several_artifacts_apply_in_the_order_attached(tmp_path: Path) -> None:
     with torch.no_grad():
         added.edit.get_parameter("vector").copy_(vector)
     where = {"layer": LAYER, "component": "block_output", "position": "last", "variable": "tone"}
-    save(tmp_path / "b", {"tone": added}, {"tone": where}, base_of("gpt2"), {"tone": SiteInfo(WIDTH)})
+    write_artifact(tmp_path / "b", {"tone": added}, {"tone": where}, base_of("gpt2"), {"tone": SiteInfo(WIDTH)})
     other = iitkit.load(tmp_path / "b")
     last: Columns = lambda p, n: [p - 1]  # noqa: E731
     adding: Edit = lambda h: h + 2 * vector  # noqa: E731
