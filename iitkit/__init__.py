@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from iitkit.analysis.attribution import attribute
+    from iitkit.analysis.facts import Fact
     from iitkit.analysis.grid import Grid
     from iitkit.analysis.lens import lens
     from iitkit.analysis.patching import patch
     from iitkit.analysis.paths import patch_paths
-    from iitkit.analysis.tracing import Fact, trace
+    from iitkit.analysis.tracing import trace
+    from iitkit.analysis.vectors import SteeringVectors, vector
     from iitkit.causal import CausalModel, Images, Open, Symbols, Vectors
     from iitkit.data import CounterfactualDataModule, Dataset, Sizes
     from iitkit.errors import IITKitError
     from iitkit.hub import Artifact, load
+    from iitkit.hub.handmade import save
     from iitkit.interventions import (
         Addition,
         BoundlessSubspace,
@@ -73,7 +76,7 @@ _HOMES = {
     "DAS": "iitkit.modules",
     "Dataset": "iitkit.data",
     "DiReFT": "iitkit.interventions",
-    "Fact": "iitkit.analysis.tracing",
+    "Fact": "iitkit.analysis.facts",
     "Grid": "iitkit.analysis.grid",
     "IIT": "iitkit.modules",
     "IITKitError": "iitkit.errors",
@@ -101,6 +104,7 @@ _HOMES = {
     "SiteInfo": "iitkit.interventions",
     "Sizes": "iitkit.data",
     "Skip": "iitkit.interventions",
+    "SteeringVectors": "iitkit.analysis.vectors",
     "Subtraction": "iitkit.interventions",
     "Symbols": "iitkit.causal",
     "Task": "iitkit.tasks",
@@ -118,11 +122,14 @@ _HOMES = {
     "load_network": "iitkit.models.loading",
     "patch": "iitkit.analysis.patching",
     "patch_paths": "iitkit.analysis.paths",
+    "save": "iitkit.hub.handmade",
     "trace": "iitkit.analysis.tracing",
+    "vector": "iitkit.analysis.vectors",
 }
 
 __all__ = [
     "DAS",
+    "IIT",
     "Addition",
     "Artifact",
     "BoundlessSubspace",
@@ -136,7 +143,6 @@ __all__ = [
     "DiReFT",
     "Fact",
     "Grid",
-    "IIT",
     "IITKitError",
     "Images",
     "Intervention",
@@ -162,6 +168,7 @@ __all__ = [
     "SiteInfo",
     "Sizes",
     "Skip",
+    "SteeringVectors",
     "Subtraction",
     "Symbols",
     "Task",
@@ -179,7 +186,9 @@ __all__ = [
     "load_network",
     "patch",
     "patch_paths",
+    "save",
     "trace",
+    "vector",
 ]
 
 

