@@ -79,12 +79,12 @@ class Artifact:
         settings: Mapping[str, Setting] | None = None,
         *,
         source: str | Sequence[str] | Mapping[str, Any] | None = None,
-        source_spans: Mapping[str, Given | Sequence[Given]] | None = None,
+        source_spans: Mapping[str, Given | Sequence[Given | None]] | None = None,
         strength: float | Mapping[str, float] = 1.0,
         unit: Unit = "edit",
         where: int | str | Sequence[int | str] | None = None,
         steps: Steps | None = None,
-        spans: Mapping[str, Given | Sequence[Given]] | None = None,
+        spans: Mapping[str, Given | Sequence[Given | None]] | None = None,
         match: str = "architecture",
     ) -> Steering:
         """Steer what a model generates and runs: ``with found.steer(model, tokenizer, {"gender": "female"}): …``.
@@ -118,7 +118,8 @@ class Artifact:
             steps: which generated tokens, counted from 0: (first, one behind the last), None for all that follow.
             spans: what the spans that positions name are in the prompts: substrings that stand there once, or offsets
                 (first character, one behind the last) in the text as the tokenizer decodes it, special tokens left
-                out; or lists of these, one for each prompt.
+                out; or lists of these, one for each prompt, None where a prompt has no such span: nothing is edited
+                there.
             match: how alike model and base must be; see :meth:`check`.
 
         Returns:
@@ -210,5 +211,5 @@ class Artifact:
 
 
 def _place(where: Mapping[str, Any]) -> str:
-    site = where["module"] if where.get("module") else f"layer {where['layer']} {where['component']}"
-    return f"{site}, position {where['position']}"
+    layer = "" if where.get("layer") is None else f"layer {where['layer']} "
+    return f"{where.get('module') or layer + where['component']}, position {where['position']}"

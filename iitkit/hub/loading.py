@@ -72,9 +72,9 @@ def load_folder(folder: Path, allow: Sequence[str] = ()) -> Artifact:
                 raise IITKitError(f"it shares with {where['shared_with']!r}, and has tensors of its own")
             interventions[name] = _rebuilt(where, own, allow)
         except IITKitError as error:
-            raise IITKitError(f"{folder}: placement {name!r}: {error}") from error
+            raise IITKitError(f"{folder}: placement {name!r}: {_short(str(error))}") from error
     if tensors:
-        raise IITKitError(f"{folder} holds tensors of no placement: {choices(sorted(tensors))}")
+        raise IITKitError(f"{folder} holds tensors of no placement: {_short(choices(sorted(tensors)))}")
     for name, where in placements.items():
         if "shared_with" in where:
             interventions[name] = interventions[where["shared_with"]]
@@ -116,4 +116,9 @@ def _rebuilt(where: Mapping[str, Any], tensors: dict[str, Tensor], allow: Sequen
 
 
 def _first(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}".rstrip(": ")
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+
+
+def _short(message: str) -> str:
+    """Return a message that may hold what the artifact's author wrote, no longer than messages are."""
+    return message if len(message) <= 400 else f"{message[:300]} … {message[-90:]}"

@@ -11,47 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+from artifacts import BASE, SITES, WHERE, trained
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
 
 import iitkit
 from iitkit.errors import IITKitError
-from iitkit.hub import Artifact
+from iitkit.hub import Artifact, Values
 from iitkit.hub import write_artifact as save_artifact
-from iitkit.interventions import Intervention, LowRankSubspace, RotatedSubspace, SiteInfo
+from iitkit.interventions import RotatedSubspace, SiteInfo
 from iitkit.models.placing import place, site_info
 from iitkit.models.sites import Placement
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = {
-    "id": "user/model",
-    "revision": "sha256:0123456789abcdef",
-    "architecture": "GPT2LMHeadModel",
-    "width": 32,
-    "layers": 4,
-    "dtype": "float32",
-    "weights": "sha256:00",
-}
-WHERE: dict[str, dict[str, Any]] = {
-    "gender": {"layer": 2, "component": "block_output", "position": "name", "variable": "gender"},
-    "number": {"module": "transformer.h.1.mlp", "side": "output", "position": -1, "variable": "number"},
-}
-
-
-SITES = {"gender": SiteInfo(32), "number": SiteInfo(32)}
-
-
-def trained(width: int = 32, rank: int = 1) -> dict[str, Intervention]:
-    generator = torch.Generator().manual_seed(3)
-    made = {
-        "gender": LowRankSubspace(SiteInfo(width=width, generator=generator), rank=rank),
-        "number": LowRankSubspace(SiteInfo(width=width, generator=generator), rank=3),
-    }
-    for intervention in made.values():  # as after some steps: no column has unit length
-        with torch.no_grad():
-            intervention.space.free.mul_(1.7).add_(0.1)  # type: ignore[union-attr]
-    return dict(made)
 
 
 def write(folder: Path, **more: Any) -> Path:
@@ -210,3 +183,34 @@ def test_shared_joint_and_head_sites_come_back_bit_identical(tmp_path: Path) -> 
     for name in alignment:  # each of them does something
         rest = {other: (alignment[other].site, made[other]) for other in alignment if other != name}
         assert not torch.equal(logits(rest), before)
+
+
+# --- values, metrics and the rest ---
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    features = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(1))
+    values = {"heads": Values((True, 2.5, "she"), features, (3, 1, 8))}
+    made = {"heads": LowRankSubspace(SiteInfo(8, heads=4), rank=2)}
+    where = {"heads": {"layer": 0, "component": "head_attention_value_output", "position": -1, "variable": "v"}}
+    metrics = {"test/iia": 0.25, "test/size/heads": 2.0, "alone": 1.5, "test/iia_kept": None}
+    folder = save_artifact(
+        tmp_path / "a", made, where, BASE, {"heads": SiteInfo(8, heads=4)}, values, {"heads": 7.25}, metrics
+    )
+    for found in (iitkit.load(folder), iitkit.load(iitkit.load(folder).save(tmp_path / "b"))):
+        assert (found.values["heads"].names, found.values["heads"].counts) == ((True, 2.5, "she"), (3, 1, 8))
+        assert [type(name) for name in found.values["heads"].names] == [bool, float, str]
+        assert torch.equal(found.values["heads"].features, features)
+        assert found.config["placements"]["heads"]["largest"] == 7.25
+        assert found.metrics == metrics
+        assert list(found.interventions["heads"].state_dict()) == ["space.basis"]
+    for name in ("config.json", "interventions.safetensors", "metrics.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_what_json_cannot_hold_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(IITKitError, match="the artifact holds what JSON cannot"):
+        write(tmp_path / "a", metrics={"test/iia": float("nan")})
+    with pytest.raises(IITKitError, match="the artifact: prefix is 3: expected text"):
+        write(tmp_path / "a", prefix=3)
+    assert not (tmp_path / "a").exists()
