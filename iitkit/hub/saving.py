@@ -122,10 +122,10 @@ def files_of(artifact: Artifact, readme: str | None, where: str, subfolder: str 
     config = {
         "library": "iitkit",
         "schema": SCHEMA,
+        "versions": {"iitkit": __version__},
         **{key: value for key, value in artifact.config.items() if key not in ("library", "schema", "sha256")},
         "sha256": {WEIGHTS: hashlib.sha256(weights).hexdigest()},
     }
-    config.setdefault("versions", {"iitkit": __version__})
     try:
         text = json.dumps(config, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
         plain, measured = text.encode(), write_metrics(artifact.metrics).encode()

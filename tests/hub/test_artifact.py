@@ -20,7 +20,7 @@ import iitkit
 from iitkit.errors import IITKitError
 from iitkit.hub import Artifact, Values
 from iitkit.hub import write_artifact as save_artifact
-from iitkit.interventions import RotatedSubspace, SiteInfo
+from iitkit.interventions import LowRankSubspace, RotatedSubspace, SiteInfo
 from iitkit.models.placing import place, site_info
 from iitkit.models.sites import Placement
 
