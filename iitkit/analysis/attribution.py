@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from iitkit.analysis.examples import Asked, Chunk, Examples
+from iitkit.analysis.examples import Chunk, Examples
 from iitkit.analysis.frames import Frame, told
 from iitkit.analysis.grid import Grid
 from iitkit.analysis.metrics import DIFFERENTIABLE, Measure
 from iitkit.analysis.pairs import examples_of
-from iitkit.analysis.patching import Patcher
+from iitkit.analysis.patching import Patcher, asked_of
 from iitkit.analysis.progress import Bar, Tell
 from iitkit.errors import IITKitError, choices, did_you_mean
 from iitkit.models.anatomy import locate
 from iitkit.models.editing import Visit, visiting
-from iitkit.models.grids import Engine
+from iitkit.models.grids import Engine, Found
 from iitkit.models.location import Location
 from iitkit.models.runs import call, head_at
 from iitkit.models.sites import Site
@@ -90,7 +90,7 @@ def attribute(
     Returns:
         A grid like that of :func:`~iitkit.analysis.patching.patch`, of changes of the metric, with ``attribution`` and
         ``exact`` along its metric axis. ``about["correlation"]`` is Pearson's, over all cells and examples that were
-        patched; None where these are too few or do not vary.
+        patched; None where these are too few or do not vary. After Ctrl-C it holds the exact values that were done.
 
     Raises:
         IITKitError: a metric without a gradient, and what :func:`~iitkit.analysis.patching.patch` refuses.
@@ -100,8 +100,9 @@ def attribute(
             f"metric {metric!r} has no gradient.{did_you_mean(metric, DIFFERENTIABLE)} Attribution patching takes one "
             f"of {choices(DIFFERENTIABLE)}"
         )
-    clean = "source" if direction == "denoising" else "base"
-    asked = Asked(tokenizer, positions, answers, wrong, prefix, batch_size, clean)
+    if exact is not None and exact < 0:
+        raise IITKitError(f"exact {exact}: expected a number of cells, or None for all")
+    asked = asked_of(tokenizer, positions, answers, wrong, prefix, batch_size, direction)
     examples = examples_of(model, base, source, asked, (variable, split, pairs))
     patcher = Patcher(model, components, layers, heads, 1, None, direction, engine)
     patcher.metrics_of(examples, metric)
@@ -117,15 +118,18 @@ def attribute(
     chosen = _chosen(estimate, exact)
     real = torch.full_like(estimate, torch.nan)
     failed: dict[int, str] = {}
+    interrupted = False
     with Bar("exact cells", len(examples), progress) as bar:
         start = 0
         for chunk, of_base in zip(examples.chunks, of_bases, strict=True):
             bar.size = len(chunk)
-            values, lost = _exact(patcher, chunk, metric, chosen, bar)
-            real[chosen, start : start + len(chunk)] = values - of_base
-            failed |= {int(chosen[number]): line for number, line in lost.items()}
+            table = _exact(patcher, chunk, metric, chosen, bar)
+            real[chosen, start : start + len(chunk)] = table.values[..., 0].double().cpu() - of_base
+            failed |= {int(chosen[number]): line for number, line in table.failed.items()}
             start += len(chunk)
             bar.done(len(chunk))
+            if interrupted := table.interrupted:
+                break
     correlation = _correlation(estimate, real)
     if tell is not None:
         said = "too few to correlate" if correlation is None else f"correlation {correlation:.3f}"
@@ -135,6 +139,7 @@ def attribute(
         **examples.about,
         "correlation": correlation,
         "patched": len(chosen),
+        **({"interrupted": True, "unfinished": True} if interrupted else {}),
         "units": dict.fromkeys(COLUMNS, f"change in {metric.replace('_', ' ')}"),
     }
     gap = torch.cat(of_sources) - torch.cat(of_bases)
@@ -240,15 +245,12 @@ def _chosen(estimate: Tensor, exact: int | None) -> Tensor:
     return torch.cat([order[:top], order[rest]])
 
 
-def _exact(patcher: Patcher, chunk: Chunk, metric: str, chosen: Tensor, bar: Bar) -> tuple[Tensor, Mapping[int, str]]:
-    """Return the metric under each chosen cell, [chosen, B], and the cells that failed."""
+def _exact(patcher: Patcher, chunk: Chunk, metric: str, chosen: Tensor, bar: Bar) -> Found:
+    """Return the metric under each chosen cell, [chosen, B, 1]."""
     base, source = patcher.runs(chunk)
     measure = Measure([metric], chunk.answers, *patcher.turned(base.logits, source.logits))
     cells = patcher.cells(chunk, source)
-    table = patcher.engine.table(base, [cells[int(i)] for i in chosen], measure, bar.part)
-    if table.interrupted:
-        raise KeyboardInterrupt
-    return table.values[..., 0].double().cpu(), table.failed
+    return patcher.engine.table(base, [cells[int(i)] for i in chosen], measure, bar.part)
 
 
 def _correlation(estimate: Tensor, real: Tensor) -> float | None:

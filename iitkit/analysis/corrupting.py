@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -49,7 +50,7 @@ class Corruption:
             raise IITKitError(f"corruption {self.kind!r}:{hint} expected one of {choices(get_args(Kind))}")
         if self.draws < 1:
             raise IITKitError(f"draws {self.draws}: expected 1 or more")
-        if not self.noise > 0:
+        if not 0 < self.noise < math.inf:
             raise IITKitError(f"noise {self.noise}: expected a multiple of the embeddings' deviation, more than 0")
 
     @property
@@ -72,6 +73,25 @@ def deviation(model: nn.Module, prompts: Sequence[Encoded], subjects: Sequence[S
     return float(torch.cat(found).double().std())
 
 
+def check_other(how: Corruption, prompt: Encoded, other: Encoded | None) -> None:
+    """Check a prompt's corrupt one, where one is needed.
+
+    Raises:
+        IITKitError: a corrupt prompt that is missing, has another number of tokens, or is the prompt itself.
+    """
+    if how.kind != "prompt":
+        return
+    if other is None:
+        raise IITKitError(f"{short(prompt.text)} has no corrupt prompt: give it, or another corruption than 'prompt'")
+    if len(other) != len(prompt):
+        raise IITKitError(
+            f"{short(other.text)} has {len(other)} tokens, {short(prompt.text)} has {len(prompt)}: symmetric token "
+            "replacement needs as many in both"
+        )
+    if other.ids == prompt.ids:
+        raise IITKitError(f"{short(prompt.text)} and its corrupt prompt are the same: give another subject in it")
+
+
 def corrupted(
     model: nn.Module, prompt: Encoded, subject: Span, how: Corruption, sigma: float, other: Encoded | None
 ) -> Rows:
@@ -90,15 +110,8 @@ def corrupted(
     """
     device = next(model.parameters()).device
     if how.kind == "prompt":
-        if other is None:
-            raise IITKitError(
-                f"{short(prompt.text)} has no corrupt prompt: give it, or another corruption than 'prompt'"
-            )
-        if len(other) != len(prompt):
-            raise IITKitError(
-                f"{short(other.text)} has {len(other)} tokens, {short(prompt.text)} has {len(prompt)}: symmetric token "
-                "replacement needs as many in both"
-            )
+        check_other(how, prompt, other)
+        assert other is not None
         return Rows(padded([other.ids], 0, device))
     whole = embedded(model, prompt.ids)
     start, stop = subject

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from iitkit import __version__
 from iitkit.analysis.grid import Grid
 from iitkit.errors import IITKitError, choices
 from iitkit.models.anatomy import layers as layers_of
+from iitkit.models.grids import Engine
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,31 @@ def listed(given: Any) -> tuple[list[Any], bool]:
     return list(given), False
 
 
+def several(given: Any, name: str) -> tuple[list[Any], bool]:
+    """Return as :func:`listed` does.
+
+    Raises:
+        IITKitError: none, or one twice.
+    """
+    found, alone = listed(given)
+    if not found:
+        raise IITKitError(f"{name}: expected one or several")
+    if twice := [one for place, one in enumerate(found) if one in found[:place]]:
+        raise IITKitError(f"{name}: {twice[0]!r} is named twice")
+    return found, alone
+
+
+def engine_of(model: nn.Module, engine: Engine | None) -> Engine:
+    """Return an engine, a new one unless one is given.
+
+    Raises:
+        IITKitError: one of another network.
+    """
+    if engine is not None and engine.model is not model:
+        raise IITKitError("engine: it runs another network: make it of this one, Engine(model), or leave it out")
+    return Engine(model) if engine is None else engine
+
+
 def checked_layers(model: nn.Module, layers: Sequence[int] | int | None) -> list[int]:
     """Return layers as a list; all of them unless said.
 
@@ -146,15 +171,6 @@ def told(model: nn.Module, **more: Any) -> dict[str, Any]:
         known["revision"] = str(revision)
     versions = {"iitkit": __version__, "torch": torch.__version__, "transformers": _version("transformers")}
     return {**more, **known, "versions": versions}
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Return what tells a network's weights from others': a digest of every 997th entry of each parameter."""
-    found = hashlib.sha256()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            found.update(f"{name} {float(parameter.flatten()[::997].double().sum())!r} ".encode())
-    return found.hexdigest()[:16]
 
 
 def _version(package: str) -> str:

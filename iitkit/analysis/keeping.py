@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from iitkit.analysis.grid import Grid
-from iitkit.analysis.progress import Bar
+from iitkit.analysis.progress import Bar, Left
 from iitkit.errors import IITKitError
+from iitkit.interventions import Intervention
+
+
+@dataclass(frozen=True)
+class Job:
+    """One example, or several that are run together.
+
+    Args:
+        example: all that its numbers depend on besides the settings: plain values.
+        size: how many examples it is.
+        work: how much work it is, in any unit that the jobs have in common.
+        measure: measures it; is told what is left to do, itself included. None where the example is left out.
+    """
+
+    example: Mapping[str, Any]
+    size: int
+    work: float
+    measure: Callable[[Left], Grid | None]
 
 
 class Kept:
@@ -19,11 +41,22 @@ class Kept:
     Args:
         folder: where they are; None keeps nothing.
         settings: what they depend on besides the example: plain values.
+        model: the network, every number of it.
+        interventions: trained interventions, every number of them.
     """
 
-    def __init__(self, folder: str | Path | None, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: str | Path | None,
+        settings: Mapping[str, Any],
+        model: nn.Module,
+        interventions: Iterable[Intervention] = (),
+    ) -> None:
         self.folder = None if folder is None else Path(folder).expanduser()
         self.settings = dict(settings)
+        if folder is not None:
+            edits = [[edit.spec(), edit.training, digest(edit)] for edit in interventions]
+            self.settings |= {"network": digest(model), "hooks": _hooks(model), "interventions": edits}
 
     def find(self, example: Mapping[str, Any]) -> Grid | None:
         """Return an example's grid, if it was finished; a damaged or incomplete one is measured anew."""
@@ -44,19 +77,18 @@ class Kept:
     def _stem(self, example: Mapping[str, Any]) -> Path | None:
         if self.folder is None:
             return None
-        told = json.dumps([self.settings, dict(example)], sort_keys=True, ensure_ascii=False)
+        told = json.dumps([self.settings, dict(example)], sort_keys=True, ensure_ascii=False, default=str)
         return self.folder / hashlib.sha256(told.encode()).hexdigest()[:20]
 
 
-def measured(
-    kept: Kept, bar: Bar, jobs: Iterable[tuple[Mapping[str, Any], int, Callable[[], Grid | None]]]
-) -> tuple[list[Grid], bool]:
+def measured(kept: Kept, bar: Bar, jobs: Sequence[Job], cells: bool = False) -> tuple[list[Grid], bool]:
     """Measure what is not kept yet; keep what is done without a failure.
 
     Args:
         kept: what is kept.
         bar: is told of finished examples.
-        jobs: what tells an example, how many examples it is, and what measures it (None where it is left out).
+        jobs: what is to be measured.
+        cells: whether after Ctrl-C in the first example the cells of it that are done are returned.
 
     Returns:
         The grids, and whether Ctrl-C ended it early.
@@ -64,22 +96,52 @@ def measured(
     Raises:
         KeyboardInterrupt: after Ctrl-C before anything was done.
     """
+    found = [kept.find(job.example) for job in jobs]
+    waiting = [job for job, grid in zip(jobs, found, strict=True) if grid is None]
+    examples, work = sum(job.size for job in waiting), sum(job.work for job in waiting)
     done: list[Grid] = []
     try:
-        for example, size, measure in jobs:
-            bar.size = size
-            found = kept.find(example)
-            if found is None:
-                found = measure()
-                if found is not None and found.about.get("interrupted"):
+        for job, grid in zip(jobs, found, strict=True):
+            bar.size = job.size
+            if grid is None:
+                grid = kept.find(job.example)  # the same as one before
+            if grid is None:
+                grid = job.measure(Left(examples, work / job.work))
+                if grid is not None and grid.about.get("interrupted"):
+                    if cells and not done:
+                        return [replace(grid, about={**grid.about, "unfinished": True})], True
                     raise KeyboardInterrupt
-                if found is not None and not found.failed:
-                    kept.keep(example, found)
-            if found is not None:
-                done.append(found)
-            bar.done(size)
+                if grid is not None and not grid.failed:
+                    kept.keep(job.example, grid)
+                examples, work = examples - job.size, work - job.work
+            if grid is not None:
+                done.append(grid)
+            bar.done(job.size)
     except KeyboardInterrupt:
         if not done:
             raise
         return done, True
     return done, False
+
+
+def digest(module: nn.Module) -> str:
+    """Return what stands for every parameter and buffer of a module, and for its config where it has one."""
+    found = hashlib.sha256()
+    config: Any = getattr(module, "config", None)
+    if hasattr(config, "to_dict"):
+        found.update(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        if not tensor.is_meta:
+            found.update(_bytes(tensor))
+    return found.hexdigest()[:32]
+
+
+def _bytes(tensor: Tensor) -> Any:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy() if flat.numel() else b""
+
+
+def _hooks(model: nn.Module) -> list[str]:
+    """Return the modules with hooks of the user's: what these do is not known, but that they are there is."""
+    return [name for name, module in model.named_modules() if module._forward_hooks or module._forward_pre_hooks]

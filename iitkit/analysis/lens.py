@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iitkit.analysis.frames import Axis, Frame, checked_layers, listed, told
+from iitkit.analysis.frames import Axis, Frame, checked_layers, engine_of, listed, told
 from iitkit.analysis.grid import Grid
 from iitkit.analysis.metrics import Answers, Measure
 from iitkit.analysis.prompts import (
@@ -92,7 +92,7 @@ def lens(
     if not asked:
         raise IITKitError("no prompts: expected one or several")
     encoded = [encode(tokenizer, prompt, prefix) for prompt in asked]
-    engine = Engine(model) if engine is None else engine
+    engine = engine_of(model, engine)
     wanted = checked_layers(model, layers)
     labels, alone, places = _places(encoded, positions)
     tokens = padded([prompt.ids for prompt in encoded], pad_of(tokenizer), next(model.parameters()).device)

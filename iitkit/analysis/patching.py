@@ -11,13 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from iitkit.analysis.examples import Asked, Chunk, Examples
-from iitkit.analysis.frames import Axis, Frame, checked_layers, fingerprint, listed, told, window_of
+from iitkit.analysis.frames import (
+    Axis,
+    Frame,
+    checked_layers,
+    engine_of,
+    listed,
+    several,
+    told,
+    window_of,
+)
 from iitkit.analysis.grid import Grid
-from iitkit.analysis.keeping import Kept, measured
+from iitkit.analysis.keeping import Job, Kept, measured
 from iitkit.analysis.metrics import Measure, check_metrics, usual
 from iitkit.analysis.pairs import examples_of
-from iitkit.analysis.progress import Bar, Tell
-from iitkit.analysis.progress import told as cost_told
+from iitkit.analysis.progress import Bar, Estimate, Left, Tell
 from iitkit.analysis.sequences import Sequences
 from iitkit.analysis.trained import Interventions, What, trained
 from iitkit.errors import IITKitError, choices, did_you_mean
@@ -97,16 +105,27 @@ def patch(
         IITKitError: sources of another length without named positions, a component, layer, head or span that is not
             there, a metric without its answers.
     """
+    asked = asked_of(tokenizer, positions, answers, wrong, prefix, batch_size, direction)
+    examples = examples_of(model, base, source, asked, (variable, split, pairs))
+    patcher = Patcher(model, components, layers, heads, window, interventions, direction, engine)
+    return patcher.run(examples, metrics, folder, progress, tell)
+
+
+def asked_of(
+    tokenizer: Any, positions: Any, answers: Any, wrong: Any, prefix: str, batch_size: int, direction: Direction
+) -> Asked:
+    """Return what is asked about pairs of prompts.
+
+    Raises:
+        IITKitError: a direction that is none, batches of nothing.
+    """
     if direction not in get_args(Direction):
         hint = did_you_mean(direction, get_args(Direction))
         raise IITKitError(f"direction {direction!r}:{hint} expected {choices(get_args(Direction))}")
     if batch_size < 1:
         raise IITKitError(f"batch_size {batch_size}: expected 1 or more")
     clean = "source" if direction == "denoising" else "base"
-    asked = Asked(tokenizer, positions, answers, wrong, prefix, batch_size, clean)
-    examples = examples_of(model, base, source, asked, (variable, split, pairs))
-    patcher = Patcher(model, components, layers, heads, window, interventions, direction, engine)
-    return patcher.run(examples, metrics, folder, progress, tell)
+    return Asked(tokenizer, positions, answers, wrong, prefix, batch_size, clean)
 
 
 class Patcher:
@@ -124,7 +143,7 @@ class Patcher:
         engine: Engine | None = None,
     ) -> None:
         self.model, self.window, self.direction = model, window, direction
-        names, alone = listed(components)
+        names, alone = several(components, "components")
         self.layers = checked_layers(model, layers)
         self.count = len(checked_layers(model, None))
         if window < 1:
@@ -135,7 +154,7 @@ class Patcher:
         for what in self.what:
             self._check(what)
         self.heads = self._heads(heads)
-        self.engine = Engine(model) if engine is None else engine
+        self.engine = engine_of(model, engine)
 
     def _check(self, what: What) -> None:
         location = locate(self.model, Site(self.layers[0], what.component), "patch")
@@ -148,6 +167,10 @@ class Patcher:
     def _heads(self, heads: Heads) -> list[int] | None:
         if heads is None:
             return None
+        if heads != "all" and listed(heads)[1]:
+            raise IITKitError(f"heads {heads!r}: expected a list of them, or 'all'")
+        if heads != "all":
+            several(heads, "heads")
         counts = {}
         for what in self.what:
             counts[what.component] = len(heads) if heads != "all" else self._count(what.component)
@@ -156,10 +179,7 @@ class Patcher:
         if len(set(counts.values())) > 1:
             said = ", ".join(f"{component} {n}" for component, n in counts.items())
             raise IITKitError(f"heads: the components have different numbers of them ({said}): patch them one by one")
-        found = list(range(next(iter(counts.values())))) if heads == "all" else list(heads)
-        if not found:
-            raise IITKitError("heads: expected one or several, or 'all'")
-        return found
+        return list(range(next(iter(counts.values())))) if heads == "all" else list(heads)
 
     def _count(self, component: str) -> int:
         location = locate(self.model, Site(self.layers[0], component), "patch")
@@ -179,13 +199,16 @@ class Patcher:
     ) -> Grid:
         """Patch examples; see :func:`patch`."""
         names, alone = self.metrics_of(examples, metrics)
-        kept = Kept(folder, {**self._settings(names), "fingerprint": fingerprint(self.model)})
+        edits = [what.intervention for what in self.what if what.intervention is not None]
+        settings = {**self._settings(names), "what": [what.plain() for what in self.what]}
+        settings["axes"] = [self.component_alone, alone, examples.position_alone, examples.single]
+        kept, estimate = Kept(folder, settings, self.model, edits), Estimate(tell, "example")
         with Bar("patching", len(examples), progress) as bar:
-            jobs = (
-                (c.plain(), len(c), partial(self._chunk, c, examples, names, alone, bar, None if i else tell))
-                for i, c in enumerate(examples.chunks)
-            )
-            done, interrupted = measured(kept, bar, jobs)
+            jobs = [
+                Job(c.plain(), len(c), len(c), partial(self._chunk, c, examples, names, alone, bar, estimate))
+                for c in examples.chunks
+            ]
+            done, interrupted = measured(kept, bar, jobs, cells=True)
         return self._joined(done, examples, names, interrupted)
 
     def metrics_of(self, examples: Examples, metrics: str | Sequence[str] | None) -> tuple[list[str], bool]:
@@ -209,7 +232,14 @@ class Patcher:
         return names, alone
 
     def _chunk(
-        self, chunk: Chunk, examples: Examples, metrics: list[str], alone: bool, bar: Bar, tell: Tell | None
+        self,
+        chunk: Chunk,
+        examples: Examples,
+        metrics: list[str],
+        alone: bool,
+        bar: Bar,
+        estimate: Estimate,
+        left: Left,
     ) -> Grid:
         scored = None if chunk.candidates is None else Sequences(metrics, chunk.candidates, chunk.answers)
         times = 1 if scored is None else scored.count
@@ -219,12 +249,10 @@ class Patcher:
         whole = [what for what in self.what if what.intervention is None] or self.what
         everything = [self._patch(what, self._span, None, chunk, slice(None), source, times) for what in whole]
         nothing = Patch(self._span, self.what[0].component, source=base)
-        if tell is not None:
-            cost = self.engine.cost(base, cells)
-            tell(cost_told(cost, len(examples) / len(chunk), f"{len(examples)} examples"))
+        estimate.of(lambda: self.engine.cost(base, cells), left)
         table = self.engine.table(base, [*cells, everything, nothing], measure, bar.part)
         of = len(cells)
-        values = self._masked(table.values[:of], chunk)
+        values = self.masked(table.values[:of], chunk)
         own = measure(base.logits[None], [0])[0]
         theirs = measure(source.logits[None], [0])[0] if scored is None else torch.full_like(own, torch.nan)
         clean, corrupt = self.turned(own, theirs)
@@ -295,7 +323,7 @@ class Patcher:
             variable=what.variable,
         )
 
-    def _masked(self, values: Tensor, chunk: Chunk) -> Tensor:
+    def masked(self, values: Tensor, chunk: Chunk) -> Tensor:
         """Return values with NaN where an example has no such position."""
         there = chunk.there.T  # [P, B]
         missing = ~there.to(values.device).repeat(len(values) // len(there), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -11,8 +12,8 @@ from tqdm import tqdm
 from iitkit.models.grids import Cost, Progress
 
 FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-LONG = 10.0
-"""Seconds from which on a cost is told before the run."""
+Tell = Callable[[str], None]
+"""Is told lines that a user should see before and while a measurement runs."""
 
 
 class Bar:
@@ -41,6 +42,10 @@ class Bar:
         """Show how far the present examples are."""
         self._to(self._done + self.size * progress.share)
 
+    def share(self, number: int, of: int) -> Callable[[Progress], None]:
+        """Return what shows how far one of several parts of the present examples is, alike in their work."""
+        return lambda progress: self.part(replace(progress, share=(number + progress.share) / of))
+
     def done(self, examples: int = 1) -> None:
         """Count finished examples."""
         self._done += examples
@@ -48,6 +53,51 @@ class Bar:
 
     def _to(self, share: float) -> None:
         self._bar.update(max(0.0, share - self._bar.n))
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left to do.
+
+    Args:
+        examples: how many examples.
+        times: how many times the work of the present one.
+    """
+
+    examples: int
+    times: float
+
+
+class Estimate:
+    """Tells once what a measurement takes: when the first of the examples that are not kept yet is run.
+
+    Args:
+        tell: is told; None for nobody.
+        what: what an example is called.
+    """
+
+    def __init__(self, tell: Tell | None, what: str) -> None:
+        self._tell, self._what = tell, what
+
+    def of(self, cost: Callable[[], Cost], left: Left) -> None:
+        """Tell, if that was not done yet.
+
+        Args:
+            cost: estimates the present example.
+            left: what is left to do.
+        """
+        if (tell := self._tell) is not None:
+            self._tell = None
+            tell(told(cost(), left.times, counted(left.examples, self._what)))
+
+
+def counted(n: int, what: str) -> str:
+    """Return a number of things.
+
+    >>> counted(1, "fact"), counted(20, "fact")
+    ('1 fact', '20 facts')
+    """
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def told(cost: Cost, times: float, what: str) -> str:
@@ -78,7 +128,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-Tell = Callable[[str], None]
-"""Is told lines that a user should see before and while a measurement runs."""

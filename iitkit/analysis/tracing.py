@@ -5,6 +5,7 @@ Meng et al., 2022, https://arxiv.org/abs/2202.05262.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +15,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from iitkit.analysis.corrupting import Corruption, corrupted, deviation
+from iitkit.analysis.corrupting import Corruption, check_other, corrupted, deviation
 from iitkit.analysis.effects import by_role
-from iitkit.analysis.frames import Axis, Frame, checked_layers, fingerprint, listed, told, window_of
+from iitkit.analysis.facts import Fact, facts_of
+from iitkit.analysis.frames import (
+    Axis,
+    Frame,
+    checked_layers,
+    engine_of,
+    listed,
+    several,
+    told,
+    window_of,
+)
 from iitkit.analysis.grid import Grid
-from iitkit.analysis.keeping import Kept, measured
+from iitkit.analysis.keeping import Job, Kept, measured
 from iitkit.analysis.metrics import Answers, Measure, check_metrics
-from iitkit.analysis.progress import Bar, Tell
-from iitkit.analysis.progress import told as cost_told
+from iitkit.analysis.progress import Bar, Estimate, Left, Tell, counted
 from iitkit.analysis.prompts import Encoded, Prompt, answer_token, distinct, encode, padded, said, short
 from iitkit.errors import IITKitError, choices
 from iitkit.models.anatomy import locate
@@ -35,49 +45,40 @@ WINDOW = 10
 
 
 @dataclass(frozen=True)
-class Fact:
-    """A prompt about a subject.
-
-    Args:
-        prompt: the text that the fact's answer follows.
-        subject: substring of it, which stands there once, or its first character and the one behind its last.
-        answer: what should follow; a fact whose clean top-1 token is another is skipped. Without it none is.
-        corrupt: a prompt with another subject and as many tokens, for corruption by ``prompt``.
-        wrong: a wrong answer, for metrics that compare with one.
-    """
-
-    prompt: str
-    subject: str | tuple[int, int]
-    answer: str | None = None
-    corrupt: str | None = None
-    wrong: str | None = None
-
-    def plain(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return {key: list(x) if isinstance(x, tuple) else x for key, x in vars(self).items() if x is not None}
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A fact that is known to the model.
+class _Asked:
+    """A fact as tokens.
 
     Args:
         fact: the fact.
-        text: its tokens.
-        subject: its subject's.
-        clean: the clean run.
-        answer: the clean run's likeliest token.
-        wrong: the wrong answer's token.
-        other: the corrupt prompt.
+        text: its prompt's tokens.
+        other: the corrupt prompt's.
+        answer: first token of what should follow.
+        wrong: first token of the wrong answer.
     """
 
     fact: Fact
     text: Encoded
-    subject: Span
+    other: Encoded | None
+    answer: int | None
+    wrong: int | None
+
+    @property
+    def subject(self) -> Span:
+        """The subject's tokens."""
+        return self.text.spans["subject"]
+
+    def plain(self) -> dict[str, Any]:
+        """Return all that its numbers depend on, as plain values."""
+        return {**self.fact.plain(), "ids": self.text.ids, "other": None if self.other is None else self.other.ids}
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A fact that is known to the model: its clean run, and that one's likeliest token."""
+
+    asked: _Asked
     clean: Run
     answer: int
-    wrong: int | None
-    other: Encoded | None
 
 
 def trace(
@@ -168,7 +169,7 @@ class Tracer:
     ) -> None:
         self.model, self.tokenizer, self.prefix = model, tokenizer, prefix
         self.how, self.sigma = corruption, sigma
-        self.components, self.component_alone = listed(components)
+        self.components, self.component_alone = several(components, "components")
         self.metrics, self.metric_alone = listed(metrics)
         self.layers = checked_layers(model, layers)
         self.count = len(checked_layers(model, None))
@@ -176,8 +177,10 @@ class Tracer:
             locate(model, Site(self.layers[0], component), "trace")
         if window is not None and window < 1:
             raise IITKitError(f"window {window}: expected a number of layers, 1 or more")
+        if sigma is not None and not 0 < sigma < math.inf:
+            raise IITKitError(f"sigma {sigma}: expected a standard deviation, more than 0")
         self.windows = {c: _window(c) if window is None else window for c in self.components}
-        self.engine = Engine(model) if engine is None else engine
+        self.engine = engine_of(model, engine)
 
     def run(
         self,
@@ -188,31 +191,31 @@ class Tracer:
         tell: Tell | None = None,
     ) -> Grid:
         """Trace facts; see :func:`trace`."""
-        texts = [self._encoded(fact) for fact in facts]
-        subjects = [text.spans["subject"] for text in texts]
-        for fact in facts:
-            self._check(fact)
+        asked = [self._asked(fact) for fact in facts]
         if self.sigma is None:
+            texts, subjects = [each.text for each in asked], [each.subject for each in asked]
             self.sigma = deviation(self.model, texts, subjects) if self.how.kind == "noise" else 0.0
-        settings = {**self._settings(), "fingerprint": fingerprint(self.model)}
-        kept, skipped, waiting = Kept(folder, settings), [], [tell]
+        settings = {**self._settings(), "axes": [self.component_alone, self.metric_alone]}
+        kept, estimate, skipped = Kept(folder, settings, self.model), Estimate(tell, "fact"), list[str]()
 
-        def measure(fact: Fact, text: Encoded, bar: Bar) -> Grid | None:
-            ready, why = self._ready(fact, text)
-            if ready is None:
+        def measure(fact: _Asked, left: Left, bar: Bar) -> Grid | None:
+            clean = self.engine.run(self._rows(fact.text), self._items)
+            top = int(clean.logits[0].argmax())
+            if why := self._unknown(fact, top):
                 skipped.append(why)
                 return None
-            if (first := waiting.pop() if waiting else None) is not None:
-                self._tell_cost(ready, texts, first)
-            return self._fact(ready, bar.part)
+            ready = _Ready(fact, clean, top)
+            corrupt = self._corrupt(fact)
+            estimate.of(lambda: self.engine.cost(corrupt, self._cells(ready)), left)
+            return self._fact(ready, corrupt, bar.part)
 
         with Bar("tracing", len(facts), progress) as bar:
-            jobs = (
-                (fact.plain(), 1, partial(measure, fact, text, bar)) for fact, text in zip(facts, texts, strict=True)
-            )
-            done, interrupted = measured(kept, bar, jobs)
+            # cells grow as the tokens do, and so does what each of them runs
+            jobs = [Job(each.plain(), 1, len(each.text) ** 2, partial(measure, each, bar=bar)) for each in asked]
+            done, interrupted = measured(kept, bar, jobs, cells=single)
         if tell is not None and skipped:
-            tell(f"skipped {len(skipped)} of {len(facts)} facts that the model does not know: {choices(skipped, 3)}")
+            of = f"{len(skipped)} of {counted(len(facts), 'fact')}"
+            tell(f"skipped {of} that the model does not know: {choices(skipped, 3)}")
         if not done:
             raise IITKitError(
                 f"the model knows none of the {len(facts)} facts: {skipped[0]}. Check prefix and answers, or leave the "
@@ -222,27 +225,34 @@ class Tracer:
 
     # --- one fact ---
 
-    def _encoded(self, fact: Fact) -> Encoded:
-        return encode(self.tokenizer, Prompt(fact.prompt, {"subject": fact.subject}), self.prefix)
-
-    def _check(self, fact: Fact) -> None:
-        """Refuse metrics without their answers before anything is run."""
+    def _asked(self, fact: Fact) -> _Asked:
+        """Tokenise a fact, and refuse what does not fit before anything is run."""
         given = torch.zeros(1)
         check_metrics(self.metrics, Answers(given, None if fact.wrong is None else given))
-
-    def _ready(self, fact: Fact, text: Encoded) -> tuple[_Ready | None, str]:
-        device = next(self.model.parameters()).device
-        items = [(layer, c) for c in self.components for layer in self._span(c)]
-        clean = self.engine.run(Rows(padded([text.ids], 0, device)), items)
-        top = int(clean.logits[0].argmax())
-        (instead,) = said(self.tokenizer, [top])
-        if fact.answer is not None and top != answer_token(self.tokenizer, text.text, fact.answer):
-            return None, f"after {short(fact.prompt)} it says {instead!r}, not {fact.answer!r}"
-        wrong = None if fact.wrong is None else answer_token(self.tokenizer, text.text, fact.wrong)
-        if wrong == top:
-            return None, f"after {short(fact.prompt)} it says {instead!r}, with which the wrong {fact.wrong!r} begins"
+        text = encode(self.tokenizer, Prompt(fact.prompt, {"subject": fact.subject}), self.prefix)
         other = None if fact.corrupt is None else encode(self.tokenizer, Prompt(fact.corrupt), self.prefix)
-        return _Ready(fact, text, text.spans["subject"], clean, top, wrong, other), ""
+        check_other(self.how, text, other)
+        answer, wrong = (
+            None if said is None else answer_token(self.tokenizer, text.text, said)
+            for said in (fact.answer, fact.wrong)
+        )
+        return _Asked(fact, text, other, answer, wrong)
+
+    def _unknown(self, asked: _Asked, top: int) -> str:
+        """Return why the model does not know a fact; nothing where it does."""
+        after, (instead,) = f"after {short(asked.fact.prompt)} it says", said(self.tokenizer, [top])
+        if asked.answer not in (None, top):
+            return f"{after} {instead!r}, not {asked.fact.answer!r}"
+        if asked.wrong == top:
+            return f"{after} {instead!r}, with which the wrong {asked.fact.wrong!r} begins"
+        return ""
+
+    def _rows(self, text: Encoded) -> Rows:
+        return Rows(padded([text.ids], 0, next(self.model.parameters()).device))
+
+    @property
+    def _items(self) -> list[tuple[int, str]]:
+        return [(layer, c) for c in self.components for layer in self._span(c)]
 
     def _span(self, component: str) -> list[int]:
         """Every layer in which a component is restored in some cell."""
@@ -253,18 +263,18 @@ class Tracer:
             Patch(window_of(layer, self.windows[component], self.count), component, position, source=ready.clean)
             for component in self.components
             for layer in self.layers
-            for position in range(len(ready.text))
+            for position in range(len(ready.asked.text))
         ]
 
-    def _corrupt(self, ready: _Ready) -> Run:
+    def _corrupt(self, asked: _Asked) -> Run:
         assert self.sigma is not None
-        rows = corrupted(self.model, ready.text, ready.subject, self.how, self.sigma, ready.other)
-        return self.engine.run(rows, [(layer, c) for c in self.components for layer in self._span(c)])
+        rows = corrupted(self.model, asked.text, asked.subject, self.how, self.sigma, asked.other)
+        return self.engine.run(rows, self._items)
 
-    def _fact(self, ready: _Ready, progress: Callable[[Share], None]) -> Grid:
-        corrupt, n = self._corrupt(ready), self.how.rows
+    def _fact(self, ready: _Ready, corrupt: Run, progress: Callable[[Share], None]) -> Grid:
+        asked, n = ready.asked, self.how.rows
         tokens = torch.tensor([ready.answer])
-        answers = Answers(tokens, None if ready.wrong is None else torch.tensor([ready.wrong])).repeated(n)
+        answers = Answers(tokens, None if asked.wrong is None else torch.tensor([asked.wrong])).repeated(n)
         measure = Measure(self.metrics, answers, ready.clean.logits, corrupt.logits, average=n)
         cells = self._cells(ready)
         everything = [Patch(self._span(c), c, source=ready.clean) for c in self.components]
@@ -281,7 +291,7 @@ class Tracer:
             [
                 Axis("component", self.components, self.component_alone),
                 Axis("layer", self.layers),
-                Axis("position", ready.text.labels),
+                Axis("position", asked.text.labels),
             ],
             self.metrics,
             self.metric_alone,
@@ -290,8 +300,8 @@ class Tracer:
         failed = {number: line for number, line in table.failed.items() if number < of}
         about = {
             **self._settings(),
-            "prompt": ready.text.text,
-            "subject": list(ready.subject),
+            "prompt": asked.text.text,
+            "subject": list(asked.subject),
             "answer": said(self.tokenizer, [ready.answer])[0],
             **({"interrupted": True} if table.interrupted else {}),
         }
@@ -330,45 +340,6 @@ class Tracer:
             layers=self.layers,
             metrics=self.metrics,
         )
-
-    def _tell_cost(self, ready: _Ready, texts: Sequence[Encoded], tell: Tell) -> None:
-        cost = self.engine.cost(self._corrupt(ready), self._cells(ready))
-        # cells grow as the tokens do, and so does what each of them runs
-        times = sum(len(text) ** 2 for text in texts) / len(ready.text) ** 2
-        tell(cost_told(cost, times, f"{len(texts)} facts"))
-
-
-def facts_of(
-    prompts: str | Fact | Sequence[str | Fact],
-    subjects: str | Sequence[str] | None = None,
-    answers: str | Sequence[str] | None = None,
-) -> tuple[list[Fact], bool]:
-    """Return facts, and whether a single one was given, from what :func:`trace` takes.
-
-    Raises:
-        IITKitError: no prompt, a prompt without a subject, lists of different lengths.
-    """
-    single = isinstance(prompts, str | Fact)
-    given = [prompts] if isinstance(prompts, str | Fact) else list(prompts)
-    if not given:
-        raise IITKitError("no prompts: expected a prompt with a subject, or several")
-    more: dict[str, list[Any]] = {}
-    for name, values in (("subjects", subjects), ("answers", answers)):
-        each = [values] * len(given) if values is None or (isinstance(values, str) and single) else list(values)
-        if (isinstance(values, str) and not single) or len(each) != len(given):
-            raise IITKitError(f"{name}: expected one for each of {len(given)} prompts, given {len(each)}")
-        more[name] = each
-    facts = []
-    for prompt, subject, answer in zip(given, more["subjects"], more["answers"], strict=True):
-        if isinstance(prompt, Fact):
-            if subject is not None or answer is not None:
-                raise IITKitError("subjects and answers are for prompts given as text: a Fact has its own")
-            facts.append(prompt)
-        elif subject is None:
-            raise IITKitError(f"prompt {short(prompt)} has no subject: give subjects, or a Fact")
-        else:
-            facts.append(Fact(prompt, subject, answer))
-    return facts, single
 
 
 def _window(component: str) -> int:

@@ -32,6 +32,10 @@ class What:
     variable: str | None = None
     joint: bool = False
 
+    def plain(self) -> list[Any]:
+        """Return it as plain values, without the intervention."""
+        return [self.label, self.component, self.intervention is not None, self.variable, self.joint]
+
 
 def trained(given: Interventions | None, components: Sequence[str]) -> list[What]:
     """Return trained interventions as what a cell may put into its place.

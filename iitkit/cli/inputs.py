@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from iitkit.analysis.facts import Fact
 from iitkit.analysis.prompts import Prompt
-from iitkit.analysis.tracing import Fact
 from iitkit.errors import IITKitError, choices, did_you_mean
 
 FACT = {"prompt", "subject", "answer", "attribute", "corrupt", "wrong", "template"}

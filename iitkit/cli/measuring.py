@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,6 +79,22 @@ def one_of(**given: Any) -> str:
     return there[0]
 
 
+def refuse(settings: Any, unread: Mapping[str, Any], why: str) -> None:
+    """Refuse keys that nothing would read.
+
+    Args:
+        settings: a command's.
+        unread: key → its default.
+        why: what is said of one that has another value.
+
+    Raises:
+        IITKitError: naming the key.
+    """
+    for key, default in unread.items():
+        if getattr(settings, key) != default:
+            raise IITKitError(f"{key}: {why}: leave it out")
+
+
 def data_of(
     task: Task | None, data: CounterfactualDataModule | None, prefix: str, most: int | None, seed: int
 ) -> CounterfactualDataModule:
@@ -150,7 +166,8 @@ def finish(grid: Grid) -> None:
         for line in failures(grid):
             print(f"  {line}", file=sys.stderr)
     if grid.about.get("interrupted"):
-        print("iitkit: interrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        goes_on = "starts anew" if grid.about.get("unfinished") else "goes on from there"
+        print(f"iitkit: interrupted; what is done is kept, and the same command {goes_on}", file=sys.stderr)
         sys.exit(130)
     if grid.failed:
         sys.exit(1)

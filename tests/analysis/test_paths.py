@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from iitkit import Site
 from iitkit.analysis.paths import patch_paths
 from iitkit.errors import IITKitError
+from iitkit.models.grids import Engine
 
 LENGTHS = (5, 7)
 WRONG, RIGHT = 7, 5
@@ -163,6 +164,18 @@ def test_paths_into_a_heads_queries(family: str) -> None:
     assert np.abs(grid.sel(receiver="q2", layer=0).values - nothing).max() > 1e-3
 
 
+def test_a_receivers_group_may_be_the_logits() -> None:
+    model: Any = model_of("llama")
+    (base,), (source,) = prompts((6,), 3), prompts((6,), 4)
+    both = {"input_ids": torch.tensor([base])}, {"input_ids": torch.tensor([source])}
+    options: dict[str, Any] = {"answers": RIGHT, "wrong": WRONG, "metrics": "logit_difference", "layers": [0, 1]}
+    grid = patch_paths(model, *both, receivers={"out": "logits", "q": Site(2, "head_query_output")}, **options)
+    assert grid.coords["receiver"] == ["out", "q"]
+    for name, end in (("out", "logits"), ("q", Site(2, "head_query_output"))):
+        alone = patch_paths(model, *both, receivers=end, **options)  # type: ignore[arg-type]
+        assert np.allclose(grid.sel(receiver=name).values, alone.values, atol=1e-6)
+
+
 def test_an_mlp_sends_to_a_later_mlp() -> None:
     model = tiny_model("gpt2")
     (base,), (source,) = prompts((6,), 5), prompts((6,), 6)
@@ -201,8 +214,16 @@ def test_an_mlp_sends_to_a_later_mlp() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"receivers": "logit"}, "receivers 'logit': expected 'logits', a Site"),
-        ({"receivers": []}, "receivers: expected 'logits'"),
+        ({"receivers": "logit"}, "receivers: 'logit': expected 'logits', a Site"),
+        ({"receivers": []}, "receivers: []: expected 'logits'"),
+        ({"receivers": {}}, "receivers: expected 'logits'"),
+        ({"receivers": {"q": []}}, "receivers of 'q': []: expected 'logits'"),
+        ({"receivers": {"q": [Site(1, "mlp_input"), 3]}}, "receivers of 'q': [Site("),
+        ({"receivers": Site(module="transformer.h.1.mlp")}, "receiver transformer.h.1.mlp (output): expected a comp"),
+        ({"direction": "noisy"}, "direction 'noisy': Did you mean 'noising'?"),
+        ({"batch_size": 0}, "batch_size 0: expected 1 or more"),
+        ({"senders": []}, "components: expected one or several"),
+        ({"engine": Engine(tiny_model("gpt2", seed=1))}, "engine: it runs another network"),
         ({"receivers": Site(9, "mlp_input")}, "receiver: layer 9 is out of range"),
         ({"receivers": Site(component="embeddings")}, "receiver embeddings: expected a component of a layer"),
         ({"hold": ["block_output"]}, "hold 'block_output': expected some of attention_output, mlp_output"),

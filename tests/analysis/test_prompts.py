@@ -10,9 +10,10 @@ from ourtokenizers import adding, blanked, pieces
 from tiny import tiny_model, tiny_tokenizer
 
 from iitkit.analysis.examples import Asked, of_text, of_tokens
+from iitkit.analysis.facts import Fact
 from iitkit.analysis.lens import lens
 from iitkit.analysis.prompts import Prompt, answer_token, encode
-from iitkit.analysis.tracing import Fact, trace
+from iitkit.analysis.tracing import trace
 from iitkit.errors import IITKitError
 
 TEXT = "When Mary saw John , she gave to"

@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 
 from iitkit.analysis.corrupting import Corruption, corrupted, deviation, embedded
 from iitkit.analysis.effects import ROLES, by_role, indirect, tokens_of
+from iitkit.analysis.facts import Fact
 from iitkit.analysis.grid import Grid
 from iitkit.analysis.prompts import Encoded, Prompt, encode
-from iitkit.analysis.tracing import Fact, trace
+from iitkit.analysis.tracing import trace
 from iitkit.errors import IITKitError
 from iitkit.models.grids import Engine
 
@@ -267,6 +268,40 @@ def test_corruption_by_another_prompt() -> None:
         assert cell.sel(metric="logit_difference") == pytest.approx(float(logits[top] - logits[he]), rel=1e-5)
 
 
+def test_facts_are_checked_before_any_is_run(tmp_path: Path) -> None:
+    model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
+    good = Fact(PROMPT, "Mary", corrupt=PROMPT.replace("Mary", "John"))
+    for bad, says in (
+        (Fact(PROMPT, "Mary", corrupt="John and Mary"), "'John and Mary' has 5 tokens"),
+        (Fact(PROMPT, "Mary"), "has no corrupt prompt"),
+        (Fact(f"{PROMPT} Mary ", "walked", "John", corrupt=f"{PROMPT} John "), "does not stand as tokens of its own"),
+    ):
+        with pytest.raises(IITKitError, match=says):
+            trace(model, tokenizer, [good, bad], corruption="prompt", folder=tmp_path)
+        assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_in_a_single_trace_keeps_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
+    whole = trace(model, tokenizer, PROMPT, "Mary", draws=2)
+    run = Engine.table
+
+    def interrupted(self: Engine, *args: Any, **kwargs: Any) -> Any:
+        found = run(self, *args, **kwargs)
+        found.values[5:] = torch.nan
+        found.interrupted = True
+        return found
+
+    monkeypatch.setattr(Engine, "table", interrupted)
+    part = trace(model, tokenizer, PROMPT, "Mary", draws=2, folder=tmp_path)
+    assert part.about["interrupted"] is part.about["unfinished"] is True
+    assert part.values.ravel()[:5].tolist() == whole.values.ravel()[:5].tolist()
+    assert np.isnan(part.values.ravel()[5:]).all()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):  # the rows of a fact would be averages of some of their tokens
+        trace(model, tokenizer, [PROMPT], ["Mary"], draws=2)
+
+
 def test_a_trace_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
     whole = trace(model, tokenizer, FACTS, prefix=PREFIX, draws=2)
@@ -324,6 +359,19 @@ def test_a_failed_cell_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"prompts": Fact(PROMPT, "Mary"), "components": "mlp_out"}, "trace: component 'mlp_out' is unknown."),
         ({"prompts": Fact(PROMPT, "Mary"), "layers": [1, 4]}, "layers 1, 4: GPT2LMHeadModel has layers 0 to 3"),
         ({"prompts": Fact(PROMPT, "Mary"), "window": 0}, "window 0: expected a number of layers"),
+        ({"prompts": Fact(PROMPT, "Mary"), "components": []}, "components: expected one or several"),
+        (
+            {"prompts": Fact(PROMPT, "Mary"), "components": ["mlp_output", "mlp_output"]},
+            "components: 'mlp_output' is named twice",
+        ),
+        ({"prompts": Fact(PROMPT, "Mary"), "sigma": -1.0}, "sigma -1.0: expected a standard deviation, more than 0"),
+        ({"prompts": Fact(PROMPT, "Mary"), "noise": math.inf}, "noise inf: expected a multiple"),
+        ({"prompts": [3], "subjects": ["Mary"]}, "prompts: 3: expected text or a Fact"),
+        ({"prompts": Fact(PROMPT, "Mary"), "engine": Engine(tiny_model("gpt2"))}, "engine: it runs another network"),
+        (
+            {"prompts": Fact(PROMPT, "Mary", corrupt=PROMPT), "corruption": "prompt"},
+            f"{PREFIX + PROMPT!r} and its corrupt prompt are the same",
+        ),
         ({"prompts": Fact(PROMPT, "Mary"), "draws": 0}, "draws 0: expected 1 or more"),
         ({"prompts": Fact(PROMPT, "Mary"), "noise": 0.0}, "noise 0.0: expected a multiple"),
         ({"prompts": Fact(PROMPT, "Mary"), "corruption": "nois"}, "corruption 'nois': Did you mean 'noise'?"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from iitkit.analysis.tracing import Fact
+from iitkit.analysis.facts import Fact
 from iitkit.cli.inputs import FACT, PAIR, facts_of, pairs_of, rows_of
 from iitkit.errors import IITKitError
 

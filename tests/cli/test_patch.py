@@ -164,6 +164,7 @@ def test_attribution_and_paths(shallow_gpt2: str, tmp_path: Path) -> None:
     own = patch_paths(model, corrupt, clean, positions=["name", "end"], receivers=sites, **options)
     assert grid.dims == ("layer", "head", "position", "example")
     assert np.allclose(grid.values, own.values, atol=1e-5)
+    assert ran.out.startswith("2 examples: 32 cells each")
     assert grid.about["receiver"] == "layer 2 head_query_output head 1, layer 3 mlp_input"
 
 
@@ -196,6 +197,41 @@ def test_a_failed_cell_fails_the_exit_code(shallow_gpt2: str, tmp_path: Path, mo
     assert "layer 1, position end, example Yesterday, John walked home because: RuntimeError: no memory" in ran.err
 
 
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+def test_ctrl_c_ends_both_directions(
+    stop: int, shallow_gpt2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write(tmp_path, shallow_gpt2, direction="both", positions=["name", "end"], batch_size=1)
+    calls: list[int] = []
+    run = Engine.table
+
+    def interrupted(self: Engine, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == stop:  # two examples in one direction, then in the other
+            raise KeyboardInterrupt
+        return run(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "table", interrupted)
+        ran = iitkit("patch", "--config", config)
+    assert ran.code == 130
+    assert len(calls) == stop
+    if stop == 1:
+        assert ran.err.strip() == "iitkit: interrupted"
+    else:
+        assert ran.err.strip() == ("iitkit: interrupted; what is done is kept, and the same command goes on from there")
+        grid = Grid.load(tmp_path / "run" / "patch")
+        assert grid.about["interrupted"] is True
+        assert grid.sizes["example"] == {2: 1, 3: 2, 4: 1}[stop]
+        assert grid.coords["direction"] == ["denoising", "noising"][: {2: 1, 3: 1, 4: 2}[stop]]
+    ran = iitkit("patch", "--config", config)
+    assert ran.code == 0, ran.err
+    again = Grid.load(tmp_path / "run" / "patch")
+    fresh = iitkit("patch", "--config", config, "--default_root_dir", tmp_path / "fresh")
+    assert fresh.code == 0
+    assert np.allclose(again.values, Grid.load(tmp_path / "fresh" / "patch").values, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -208,6 +244,9 @@ def test_a_failed_cell_fails_the_exit_code(shallow_gpt2: str, tmp_path: Path, mo
             f"the base {PREFIX + 'John and Mary'!r} has 6 tokens, its source 4: name the positions",
         ),
         ({"positions": ["nam"]}, "site: position 'nam' is no span of the prompt. Did you mean 'name'?"),
+        ({"split": "train"}, "split: is of a task or data: leave it out"),
+        ({"seed": 3}, "seed: is of a task or data: leave it out"),
+        ({"components": []}, "components: expected one or several"),
         ({"variable": "gender"}, "variable: is of a task or data: leave it out"),
         ({"hold": ["mlp_output"]}, "hold: method patch does not read it: leave it out"),
         ({"method": "attribution", "window": 3}, "window: method attribution does not read it: leave it out"),

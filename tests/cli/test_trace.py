@@ -98,6 +98,23 @@ def test_inputs(shallow_gpt2: str, tmp_path: Path) -> None:
     assert all(np.array_equal(grids[0].values, grid.values, equal_nan=True) for grid in grids)
 
 
+def test_a_single_fact_is_shown_token_by_token(shallow_gpt2: str, tmp_path: Path) -> None:
+    ran = iitkit("trace", "--config", write(tmp_path, shallow_gpt2, prompts=ROWS[:1], prefix=None))
+    assert ran.code == 0, ran.err
+    grid = Grid.load(tmp_path / "run" / "trace")
+    own = trace(tiny_model("gpt2"), tiny_tokenizer(), Fact(**ROWS[0]), draws=3)  # type: ignore[arg-type]
+    assert grid.dims == ("layer", "position")
+    assert grid.coords["position"] == own.coords["position"]
+    assert grid.coords["position"][4:] == ["4 ' home'", "5 ' because'"]
+    assert np.allclose(grid.values, own.values, rtol=1e-6, atol=0)
+    lines = ran.out.splitlines()
+    assert lines[0].startswith("1 fact: ")
+    assert lines[1].startswith("causal tracing of 1 fact in ")
+    assert "indirect effects:" in lines
+    assert {"trace.html", "trace.png"} <= set(files(tmp_path / "run"))
+    assert "' because'" in (tmp_path / "run" / "trace.html").read_text(encoding="utf-8")
+
+
 def test_prompts_of_a_task(shallow_gpt2: str, tmp_path: Path) -> None:
     task = {"class_path": "PronounGender"}
     config = write(tmp_path, shallow_gpt2, prompts=None, task=task, subject="name", most=5, layers=[1])
@@ -130,6 +147,12 @@ def test_prompts_of_a_task(shallow_gpt2: str, tmp_path: Path) -> None:
         ({"prompts": ["Mary"]}, "prompts: given 'Mary', expected a string or dict"),
         ({"prompts": "facts.jsonl"}, "prompts: no file 'facts.jsonl': give a .yaml, .json or .jsonl file"),
         ({"prompts": [{"prompt": "Mary was", "subject": "John"}]}, "subject 'John' is not in the prompt 'Mary was'"),
+        ({"split": "train"}, "split: is of a task or data: leave it out"),
+        ({"most": 3}, "most: is of a task or data: leave it out"),
+        ({"corruption": "zero"}, "draws: corruption zero draws no noise: leave it out"),
+        ({"corruption": "mean", "draws": None, "noise": 2.0}, "noise: corruption mean draws no noise: leave it out"),
+        ({"corruption": "prompt", "draws": None, "seed": 1}, "seed: corruption prompt draws no noise: leave it out"),
+        ({"components": []}, "components: expected one or several"),
         ({"components": "mlp_otput"}, "trace: component 'mlp_otput' is unknown. Did you mean 'mlp_output'?"),
         ({"layers": [4]}, "layers 4: GPT2LMHeadModel has layers 0 to 3"),
         ({"metrics": "logit_difference"}, "metric 'logit_difference' needs the wrong answer"),

@@ -105,6 +105,41 @@ def test_the_direct_effect_on_the_logits(family: str) -> None:
     assert relative(found.values[:, 1], found.base[1].expand(3, -1)) > 1e-3
 
 
+@pytest.mark.parametrize("mode", ["auto", "plain"])
+def test_senders_within_attention_and_mlp(mode: Any) -> None:
+    """What a head's queries change leaves through its own attention, which is not held; the MLP behind it is."""
+    pair = Pair("llama", "left", mode=mode)
+    model: Any = pair.model
+    block = model.model.layers[1]
+    places: list[tuple[str, int | None, Place, slice, tuple[str, ...]]] = [
+        ("head_query_output", 2, (block.self_attn.q_proj, "output"), part(2), ("mlp_output",)),
+        ("mlp_activation", None, (block.mlp.act_fn, "output"), slice(None), ()),
+    ]
+    receiver = Receiver(2, "mlp_input")
+    spot: Place = (model.model.layers[2].post_attention_layernorm, "output")
+    for component, head, place, entries, own in places:
+        sender: Cell = Patch(1, component, pair.columns(4), head, source=pair.source)
+
+        def edits(row: int, place: Any = place, entries: slice = entries, own: Any = own) -> list[tuple[Place, Edit]]:
+            behind = held(pair, row, ("attention_value_output", "mlp_output"), 2, {})
+            for name in own:
+                at = pair.place(1, name)
+                value = read(pair.model, pair.bases[row], at)
+                behind.append((at, lambda hidden, value=value: value))
+            return [*pair.swapped(4, place, entries)(row), *behind]
+
+        def received(row: int, edits: Any = edits) -> list[tuple[Place, Edit]]:
+            value = read(pair.model, pair.bases[row], spot, edits(row))
+            return [(spot, lambda hidden: value)]
+
+        found = pair.engine.paths(pair.base, [sender], [receiver], everything)
+        assert relative(found.values[0], pair.last(received)) <= 1e-5
+        direct = pair.engine.paths(pair.base, [sender], [], everything)
+        assert relative(direct.values[0], pair.last(edits)) <= 1e-5
+        assert relative(direct.values[0], found.values[0]) > 1e-4
+        assert relative(direct.values[0], direct.base) > 1e-3
+
+
 def test_several_receivers_and_columns() -> None:
     pair = Pair("llama", "left")
     sender: Cell = Patch(0, columns=pair.columns(3), source=pair.source)
@@ -125,9 +160,14 @@ def test_several_receivers_and_columns() -> None:
 
 def test_senders_that_are_held_themselves_and_other_mistakes() -> None:
     pair = Pair("llama", "left")
-    sender: Cell = Patch(0, "head_query_output", pair.columns(3), 0, source=pair.source)
-    with pytest.raises(IITKitError, match="sender 0: sender head_query_output: what it changes in its own layer is"):
+    sender: Cell = [
+        Patch(0, "mlp_output", pair.columns(3), source=pair.source),
+        Patch(1, "head_query_output", pair.columns(3), 0, source=pair.source),
+    ]
+    with pytest.raises(IITKitError, match="sender 0: sender query_output: what it changes in layer 1 is held, as"):
         pair.engine.paths(pair.base, [sender], [], everything)
+    with pytest.raises(IITKitError, match="sender 0: sender embeddings: expected a component of a layer"):
+        pair.engine.paths(pair.base, [Patch(None, "embeddings", source=pair.source)], [], everything)
     good: Cell = Patch(0, "mlp_output", pair.columns(3), source=pair.source)
     with pytest.raises(IITKitError, match="hold 'mlps': expected some of attention, mlp"):
         pair.engine.paths(pair.base, [good], [], everything, hold=["mlps"])

@@ -13,9 +13,9 @@ other network is run with plain hooks, with the same results.
 
 from iitkit.models.grids.cells import Cell, Patch
 from iitkit.models.grids.engine import Engine
-from iitkit.models.grids.found import Cost, Found, Part, Progress
-from iitkit.models.grids.paths import Receiver
+from iitkit.models.grids.found import Cost, Found, Part, Progress, total
+from iitkit.models.grids.paths import Paths, Receiver
 from iitkit.models.grids.rows import Rows
 from iitkit.models.grids.run import Run
 
-__all__ = ["Cell", "Cost", "Engine", "Found", "Part", "Patch", "Progress", "Receiver", "Rows", "Run"]
+__all__ = ["Cell", "Cost", "Engine", "Found", "Part", "Patch", "Paths", "Progress", "Receiver", "Rows", "Run", "total"]

@@ -14,7 +14,7 @@ from iitkit.models.grids.cells import Cell
 from iitkit.models.grids.found import Cost, Found, Part, Progress, Reduce
 from iitkit.models.grids.job import Job
 from iitkit.models.grids.network import Item, Network
-from iitkit.models.grids.paths import Paths, Receiver, along
+from iitkit.models.grids.paths import Paths, Receiver
 from iitkit.models.grids.planning import MOST, PASS, Limits
 from iitkit.models.grids.resolve import Resolver
 from iitkit.models.grids.rows import Rows
@@ -128,16 +128,16 @@ class Engine:
 
         Args:
             base: the run that is edited.
-            senders: cells of block, attention or MLP outputs, or heads.
+            senders: cells; what comes after a sender in its own layer is held as well.
             receivers: what is then patched, all of them at once; none for the direct effect on the logits.
             reduce: gets logits.
             hold: what is held: ``attention``, ``mlp`` or both. With ``attention`` alone, paths lead through MLPs too.
             progress: is told how far it is.
 
         Raises:
-            IITKitError: a sender or receiver that is not there or whose change is held.
+            IITKitError: a sender or receiver that is not there, or a sender whose change is held.
         """
-        return along(Paths(self, base, receivers, hold), senders, reduce, progress)
+        return Paths(self, base, receivers, hold).table(senders, reduce, progress)
 
     def edited(self, base: Run, cell: Cell, keep: Iterable[Item | str] = ()) -> Run:
         """Run rows with one cell's edits; what the run makes and keeps is what it is under them.

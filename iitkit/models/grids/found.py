@@ -76,6 +76,20 @@ class Cost:
     mode: str
 
 
+def total(costs: Sequence[Cost]) -> Cost:
+    """Return what several grids take, one after the other."""
+    first = costs[0]
+    return Cost(
+        cells=sum(cost.cells for cost in costs),
+        filled=sum(cost.filled for cost in costs),
+        steps=sum(cost.steps for cost in costs),
+        plain=sum(cost.plain for cost in costs),
+        seconds=sum(cost.seconds for cost in costs),
+        memory=max(cost.memory for cost in costs),
+        mode=first.mode,
+    )
+
+
 @dataclass
 class Found:
     """The table of a grid.

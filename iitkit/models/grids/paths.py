@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from iitkit.errors import IITKitError, choices
 from iitkit.models.grids.cells import Cell, Patch
-from iitkit.models.grids.found import Found, Progress, Reduce, first_line
+from iitkit.models.grids.found import Cost, Found, Progress, Reduce, first_line
 from iitkit.models.grids.receiving import Received, receive
 from iitkit.models.grids.run import Run
 from iitkit.models.sites import Head
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 HELD = {"attention": "attention_value_output", "mlp": "mlp_output"}
 """What may be held → the component that holds it."""
 
-SENDERS = ("block_input", "block_output", "attention_output", "attention_value_output", "mlp_output")
+LEAVING = ("block_input", "block_output", "attention_output", "attention_value_output", "mlp_output")
+"""Components whose change what is held in their own layer does not undo; the others lie within it."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +69,38 @@ class Paths:
     def held(self, sender: Cell) -> list[Patch]:
         """Return a cell in which a sender is changed and what stands behind it is held.
 
+        In its own layer that is what comes after it: behind an attention's queries the MLP, but not the attention.
+
         Raises:
-            IITKitError: a sender whose change what is held would undo.
+            IITKitError: a sender outside the layers, or of several layers whose change what is held would undo.
         """
         patches = [sender] if isinstance(sender, Patch) else list(sender)
-        layers: list[int] = []
+        placed: list[tuple[int, str]] = []
         for patch in patches:
-            if patch.component.removeprefix("head_") not in SENDERS:
-                raise IITKitError(
-                    f"sender {patch.component}: what it changes in its own layer is held: send from one of "
-                    f"{choices([*SENDERS, 'head_attention_value_output'])}"
-                )
+            component = patch.component.removeprefix("head_")
             given = [patch.layer] if isinstance(patch.layer, int) else list(patch.layer or ())
-            layers += [layer + int(patch.component == "block_output") for layer in given]
-        behind = range(min(layers), len(self.engine.network))
-        holds = [Patch(layer, HELD[what], source=self.base) for layer in behind for what in self.hold]
+            if not given:
+                raise IITKitError(f"sender {patch.component}: expected a component of a layer")
+            placed += [(layer + int(component == "block_output"), component) for layer in given]
+        first = min(layer for layer, _ in placed)
+        free = set[str]()
+        for layer, component in placed:
+            if component not in LEAVING:
+                if layer > first:
+                    raise IITKitError(
+                        f"sender {component}: what it changes in layer {layer} is held, as another is sent from layer "
+                        f"{first}: send from {choices(LEAVING)}"
+                    )
+                free.add("mlp" if component.startswith(("mlp", "router")) else "attention")
+        if "mlp" in free:
+            free.add("attention")  # comes before, and is as it was
+        behind = range(first, len(self.engine.network))
+        holds = [
+            Patch(layer, HELD[what], source=self.base)
+            for layer in behind
+            for what in self.hold
+            if layer > first or what not in free
+        ]
         return [*holds, *patches]
 
     def cells(self, senders: Sequence[Cell]) -> list[Cell]:
@@ -104,6 +122,13 @@ class Paths:
             patches.append(Patch(receiver.layer, receiver.component, at, receiver.head, values=given))
         return patches
 
+    def cost(self, senders: Sequence[Cell]) -> Cost:
+        """Estimate what senders take: a run in which the rest is held, and where there are receivers another."""
+        cost = self.engine.cost(self.base, [self.held(sender) for sender in senders])
+        if not self.receivers:
+            return cost
+        return replace(cost, steps=2 * cost.steps, plain=2 * cost.plain, seconds=2 * cost.seconds)
+
     def at_once(self) -> int:
         """Return how many senders are run at a time."""
         tokens, engine = self.base.rows.tokens.ids.numel(), self.engine
@@ -111,41 +136,40 @@ class Paths:
         receivers = max(1, len(self.receivers)) * limits.past * tokens
         return max(1, min(limits.units(tokens, 0), int(engine.memory / 4 / receivers)))
 
-
-def along(
-    paths: Paths, senders: Sequence[Cell], reduce: Reduce, progress: Callable[[Progress], None] | None = None
-) -> Found:
-    """Return the table of senders; see :meth:`iitkit.models.grids.engine.Engine.paths`."""
-    engine, base, begun = paths.engine, paths.base, time.perf_counter()
-    for number, sender in enumerate(senders):
-        try:
-            paths.held(sender)
-        except IITKitError as error:
-            raise IITKitError(f"sender {number}: {error}") from error
-    with torch.no_grad():
-        found = Found.empty(len(senders), reduce(base.logits[None])[0].cpu())
-    numbers = list(range(len(senders)))
-    waiting = [numbers[i : i + paths.at_once()] for i in numbers[:: paths.at_once()]]
-    try:
-        while waiting:
-            some = waiting.pop(0)
+    def table(
+        self, senders: Sequence[Cell], reduce: Reduce, progress: Callable[[Progress], None] | None = None
+    ) -> Found:
+        """Return the table of senders; see :meth:`iitkit.models.grids.engine.Engine.paths`."""
+        engine, base, begun = self.engine, self.base, time.perf_counter()
+        for number, sender in enumerate(senders):
             try:
-                cells = paths.cells([senders[number] for number in some])
-            except IITKitError:
-                raise
-            except Exception as error:
-                if len(some) > 1:
-                    half = len(some) // 2
-                    waiting[:0] = [some[:half], some[half:]]
-                else:
-                    found.failed[some[0]], found.done[some[0]] = first_line(error), True
-                continue
-            for part in engine.results(base, cells, reduce):
-                found.add(part.numbered(some))
-            if progress is not None:
-                share = float(found.done.float().mean())
-                left = (time.perf_counter() - begun) * (1 - share) / share
-                progress(Progress(int(found.done.sum()), len(senders), share, left))
-    except KeyboardInterrupt:
-        found.interrupted = True
-    return found
+                self.held(sender)
+            except IITKitError as error:
+                raise IITKitError(f"sender {number}: {error}") from error
+        with torch.no_grad():
+            found = Found.empty(len(senders), reduce(base.logits[None])[0].cpu())
+        numbers = list(range(len(senders)))
+        waiting = [numbers[i : i + self.at_once()] for i in numbers[:: self.at_once()]]
+        try:
+            while waiting:
+                some = waiting.pop(0)
+                try:
+                    cells = self.cells([senders[number] for number in some])
+                except IITKitError:
+                    raise
+                except Exception as error:
+                    if len(some) > 1:
+                        half = len(some) // 2
+                        waiting[:0] = [some[:half], some[half:]]
+                    else:
+                        found.failed[some[0]], found.done[some[0]] = first_line(error), True
+                    continue
+                for part in engine.results(base, cells, reduce):
+                    found.add(part.numbered(some))
+                if progress is not None:
+                    share = float(found.done.float().mean())
+                    left = (time.perf_counter() - begun) * (1 - share) / share
+                    progress(Progress(int(found.done.sum()), len(senders), share, left))
+        except KeyboardInterrupt:
+            found.interrupted = True
+        return found
