@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
-from iitkit.data import CounterfactualDataModule, Sizes
+from iitkit.data import Sizes
+from iitkit.data.base import PromptDataModule
 from iitkit.errors import choices, did_you_mean
 from iitkit.interventions import Intervention
 from iitkit.models.scratch import Network
@@ -24,7 +25,7 @@ from iitkit.tasks import Task
 _KNOWN_CLASSES: dict[str, type] = {
     "model": InterventionModule,
     "base": Network,
-    "data": CounterfactualDataModule,
+    "data": PromptDataModule,
     "task": Task,
     "intervention": Intervention,
     "optimizer": torch.optim.Optimizer,

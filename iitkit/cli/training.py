@@ -26,14 +26,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import iitkit.tasks  # noqa: F401 - makes the tasks known by their short names
 from iitkit.cli.callbacks import DataReport, Interrupted, PredictionWriter, Report
+from iitkit.cli.completions import CompletionReport, CompletionWriter
 from iitkit.cli.files import config_names
 from iitkit.cli.keeping import Kept, Patient
 from iitkit.cli.networks import NetworkWriter
 from iitkit.cli.parser import Parser
-from iitkit.data import CounterfactualDataModule
+from iitkit.data.base import PromptDataModule
 from iitkit.errors import IITKitError, choices
 from iitkit.models.load_errors import causes, first_line
-from iitkit.modules import InterventionModule
+from iitkit.modules import InterventionModule, ReFT
 from iitkit.modules.frozen import check_precision
 
 ALLOWED = ["iitkit", "torch.optim", "lightning.pytorch"]
@@ -47,7 +48,7 @@ class Training(LightningCLI):
         self.command = command
         super().__init__(
             InterventionModule,
-            CounterfactualDataModule,
+            PromptDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=SaveConfigCallback if command == "fit" else None,
@@ -114,7 +115,7 @@ class Training(LightningCLI):
         for callback in self.trainer.checkpoint_callbacks:
             best = best or getattr(callback, "best_model_path", None) or None
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Report | NetworkWriter):
+            if isinstance(callback, Report | NetworkWriter | CompletionReport):
                 callback.release = True
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
 
@@ -122,11 +123,13 @@ class Training(LightningCLI):
 def own_callbacks(root: str, given: Sequence[Callback], module: InterventionModule) -> list[Callback]:
     """Return our callbacks, without those of a kind that the user gave."""
     own: list[Callback] = [DataReport(), NetworkWriter(), Report(), Interrupted(), PredictionWriter()]
+    if isinstance(module, ReFT):
+        own = [CompletionReport(), Interrupted(), CompletionWriter()]
     folder = Path(root) / "checkpoints"
-    best = Kept(folder, filename="best", monitor=module.monitor, mode="max", enable_version_counter=False)
+    best = Kept(folder, filename="best", monitor=module.monitor, mode=module.best, enable_version_counter=False)
     # Lightning's save_last=True only copies the best; and last.ckpt must hold what best and EarlyStopping know
     last = Kept(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-    own += [best, last, Patient(module.monitor, mode="max", patience=module.patience, check_finite=False)]
+    own += [best, last, Patient(module.monitor, mode=module.best, patience=module.patience, check_finite=False)]
     kinds = tuple(type(callback) for callback in given)
     return [callback for callback in own if not isinstance(callback, kinds)]
 

@@ -59,12 +59,10 @@ class Told:
     Args:
         pool: the prompts.
         completions: the tokens that follow each, their end among them.
-        said: the completions as text.
     """
 
     pool: Pool
     completions: Ragged
-    said: list[str]
 
     def __len__(self) -> int:
         return len(self.pool)
@@ -136,8 +134,8 @@ class CompletionDataModule(PromptDataModule):
         self.telling = Telling(chat, system, template)
         self.max_completion, self.eos = max_completion, eos
         self.name, self.examples = _examples(dataset, sizes, self.seed)
-        is_chat = chat or not isinstance(self.examples["train"][0].prompt, str)
-        special = not is_chat if special_tokens is None else special_tokens
+        self.is_chat = chat or not isinstance(self.examples["train"][0].prompt, str)
+        special = not self.is_chat if special_tokens is None else special_tokens
         self.wording = Wording(prefix, special_tokens=special, max_tokens=max_tokens)
         self.told: dict[str, Told] = {}
 
@@ -167,7 +165,7 @@ class CompletionDataModule(PromptDataModule):
             pool = text_pool(texts, tokenizer, positions, self.wording)
             pool = replace(pool, first=new_numbers(len(pool)))
             ids = completion_tokens(tokenizer, pool, texts, said, self.wording, examples, limits)
-            self.told[split] = Told(pool, ids, said)
+            self.told[split] = Told(pool, ids)
         self._subject = subject
 
     # --- batches ---
@@ -263,9 +261,15 @@ class CompletionDataModule(PromptDataModule):
     # --- for people ---
 
     def texts(self, split: str, rows: Sequence[int]) -> list[tuple[str, str]]:
-        """Return the prompts as the network reads them, and the completions."""
+        """Return the prompts as the network reads them, and the completions without the end of text."""
         told = self.told[split]
-        return [(told.pool.prompts[row].text, told.said[row]) for row in rows]
+        wanted = self.decoded([told.completions[row] for row in rows])
+        return [(told.pool.prompts[row].text, said) for row, said in zip(rows, wanted, strict=True)]
+
+    def decoded(self, written: Sequence[Sequence[int]]) -> list[str]:
+        """Return what was written as text, without the end of text."""
+        found: list[str] = self.tokenizer.batch_decode(list(written), skip_special_tokens=True)
+        return found
 
     def report(self) -> str:
         """Return what there is to train on: counts, lengths, and the first example as the network sees it."""

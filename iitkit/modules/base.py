@@ -52,7 +52,9 @@ class InterventionModule(pl.LightningModule):
     stages: Sequence[Sequence[str]] = ()
     """Placements of each stage of source 0 → source 1 → … → base; empty for one stage."""
     monitor: ClassVar[str] = "val/iia_flipped"
-    """What the best checkpoint and early stopping look at; more is better."""
+    """What the best checkpoint and early stopping look at."""
+    best: ClassVar[Literal["max", "min"]] = "max"
+    """Whether more of it is better, or less."""
     patience: ClassVar[int] = 3
     """Validations without a gain after which training stops."""
 
