@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -167,13 +168,7 @@ def _examples(
     clean = [pair[1 if asked.clean == "source" else 0].text for pair in both]
     answers = _tokens(asked.answers, own[0], clean, asked.tokenizer, "answers")
     wrong = _tokens(asked.wrong, own[1], clean, asked.tokenizer, "wrong")
-    for text, right, other in zip(clean, answers or [], wrong or [], strict=False):
-        if right == other:
-            first = right if asked.tokenizer is None else said(asked.tokenizer, [right])[0]
-            raise IITKitError(
-                f"the answer and the wrong answer of {short(text)} begin with the same token, {first!r}, and only "
-                "first tokens are compared: give answers that differ there"
-            )
+    told_apart(clean, answers, wrong, asked.tokenizer)
     labels, alone, placed = _placed(both, asked.positions)
     names = distinct([b.text.removeprefix(asked.prefix) or " ".join(map(str, b.ids)) for b, _ in both])
     pad = 0 if asked.tokenizer is None else pad_of(asked.tokenizer)
@@ -225,7 +220,7 @@ def _tokens(given: Any, own: Sequence[str | None], texts: Sequence[str], tokeniz
         if any(answer is None for answer in own):
             return None
         given = own
-    many, alone = listed(given)
+    many, alone = listed(given.tolist() if isinstance(given, Tensor | np.ndarray) else given)
     if alone:
         many = many * len(texts)
     if len(many) != len(texts):
@@ -236,11 +231,28 @@ def _tokens(given: Any, own: Sequence[str | None], texts: Sequence[str], tokeniz
             if tokenizer is None:
                 raise IITKitError(f"{name} {answer!r}: answers given as text need tokenizer=; or give token ids")
             found.append(answer_token(tokenizer, text, answer))
-        elif isinstance(answer, int) and not isinstance(answer, bool):
-            found.append(answer)
+        elif isinstance(answer, int | np.integer) and not isinstance(answer, bool) and answer >= 0:
+            found.append(int(answer))
         else:
             raise IITKitError(f"{name} {answer!r}: expected text or a token id")
     return found
+
+
+def told_apart(
+    texts: Sequence[str], answers: Sequence[int] | None, wrong: Sequence[int] | None, tokenizer: Any
+) -> None:
+    """Check that no answer begins as the wrong one does.
+
+    Raises:
+        IITKitError: one that does.
+    """
+    for text, right, other in zip(texts, answers or [], wrong or [], strict=False):
+        if right == other:
+            first = right if tokenizer is None else said(tokenizer, [right])[0]
+            raise IITKitError(
+                f"the answer and the wrong answer of {short(text)} begin with the same token, {first!r}, and only "
+                "first tokens are compared: give answers that differ there"
+            )
 
 
 def _placed(

@@ -153,6 +153,16 @@ def checked_layers(model: nn.Module, layers: Sequence[int] | int | None) -> list
     return wanted
 
 
+def checked_window(window: Any) -> None:
+    """Check a number of layers.
+
+    Raises:
+        IITKitError: what is none.
+    """
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise IITKitError(f"window {window}: expected a number of layers, 1 or more")
+
+
 def window_of(layer: int, window: int, count: int) -> list[int]:
     """Return the layers of a window about a layer, clipped: of 10 layers l − 5 … l + 4.
 

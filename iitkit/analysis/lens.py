@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from iitkit.analysis.examples import told_apart
 from iitkit.analysis.frames import Axis, Frame, checked_layers, engine_of, listed, told
 from iitkit.analysis.grid import Grid
 from iitkit.analysis.metrics import Answers, Measure
@@ -109,6 +110,10 @@ def lens(
     if metrics is None:
         metrics = "probability" if given.wrong is None else "logit_difference"
     names, metric_alone = listed(metrics)
+    if "recovered_logit_difference" in names:
+        raise IITKitError(
+            "metric 'recovered_logit_difference' needs a corrupt run, which the lens has not: use another"
+        )
     b, p = at.shape
     measure = Measure(names, given.repeated(p), final.flatten(0, 1), final.flatten(0, 1))
     values, said_there = [], []
@@ -252,4 +257,6 @@ def _answers(
             raise IITKitError(f"{name}: given {len(many)}, expected one for each of {len(prompts)} prompts")
         tokens = [answer_token(tokenizer, prompt.text, text) for prompt, text in zip(encoded, many, strict=True)]
         found.append(torch.tensor(tokens, device=own.device))
+    right, other = (None if tokens is None else tokens.tolist() for tokens in found)
+    told_apart([prompt.text for prompt in encoded], right, other, tokenizer)
     return Answers(*found)

@@ -126,6 +126,12 @@ class Measure:
         self, metrics: Sequence[str], answers: Answers, clean: Tensor, corrupt: Tensor, average: int = 1
     ) -> None:
         check_metrics(metrics, answers)
+        for given, least in ((answers.answer, 0), (answers.wrong, 0), (answers.candidates, -1)):
+            if given is not None and not least <= int(given.min()) <= int(given.max()) < clean.shape[-1]:
+                raise IITKitError(
+                    f"answers {int(given.min())} to {int(given.max())}: the network has tokens 0 to "
+                    f"{clean.shape[-1] - 1}: give tokens of its own tokenizer"
+                )
         self.metrics, self.answers, self.average = list(metrics), answers.to(clean.device), average
         self.clean, self.corrupt = _wide(clean), _wide(corrupt)
         self._clean_log = self.clean.log_softmax(-1) if any(name.startswith("kl") for name in metrics) else None

@@ -15,6 +15,7 @@ from iitkit.analysis.frames import (
     Axis,
     Frame,
     checked_layers,
+    checked_window,
     engine_of,
     listed,
     several,
@@ -151,8 +152,7 @@ class Patcher:
         names, alone = several(components, "components")
         self.layers = checked_layers(model, layers)
         self.count = len(checked_layers(model, None))
-        if window < 1:
-            raise IITKitError(f"window {window}: expected a number of layers, 1 or more")
+        checked_window(window)
         more = trained(interventions, names)
         self.what = [What(name, name) for name in names] + more
         self.component_alone = alone and not more

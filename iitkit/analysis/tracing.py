@@ -22,6 +22,7 @@ from iitkit.analysis.frames import (
     Axis,
     Frame,
     checked_layers,
+    checked_window,
     engine_of,
     listed,
     several,
@@ -176,8 +177,8 @@ class Tracer:
         self.count = len(checked_layers(model, None))
         for component in self.components:
             locate(model, Site(self.layers[0], component), "trace")
-        if window is not None and window < 1:
-            raise IITKitError(f"window {window}: expected a number of layers, 1 or more")
+        if window is not None:
+            checked_window(window)
         if sigma is not None and not 0 < sigma < math.inf:
             raise IITKitError(f"sigma {sigma}: expected a standard deviation, more than 0")
         self.windows = {c: _window(c) if window is None else window for c in self.components}

@@ -16,6 +16,7 @@ from iitkit import Addition, Site, SiteInfo, Vanilla
 from iitkit.analysis.lens import lens
 from iitkit.analysis.prompts import Prompt
 from iitkit.errors import IITKitError
+from iitkit.models.grids import Engine
 
 TEXT = "Yesterday, Mary walked home because"
 OTHER = "Yesterday, John walked home because"
@@ -140,6 +141,12 @@ def test_an_intervention_without_a_source() -> None:
     [
         ({"prompts": []}, "no prompts: expected one or several"),
         ({"metrics": "logit_difference"}, "metric 'logit_difference' needs the wrong answer"),
+        (
+            {"answers": "he", "wrong": "she", "metrics": "recovered_logit_difference"},
+            "metric 'recovered_logit_difference' needs a corrupt run, which the lens has not",
+        ),
+        ({"answers": "he", "wrong": " he"}, f"the answer and the wrong answer of {TEXT!r} begin with the same token"),
+        ({"engine": Engine(tiny_model("gpt2", seed=1))}, "engine: it runs another network"),
         ({"positions": ["name"]}, "position 'name' names a span, and this text has none"),
         ({"positions": ["all"]}, "position 'all' has 6 tokens in"),
         ({"layers": [4]}, "layers 4: GPT2LMHeadModel has layers 0 to 3"),

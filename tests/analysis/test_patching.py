@@ -341,6 +341,15 @@ def test_named_positions_in_prompts_of_different_lengths() -> None:
     assert one.about["prompts"] == [{"base": base[0].text, "source": source[0].text, "answer": " he"}]
 
 
+@pytest.mark.parametrize("answer", [5, np.int64(5), np.array([5]), torch.tensor(5), torch.tensor([5])], ids=repr)
+def test_answers_as_tokens_of_any_kind(answer: Any) -> None:
+    model = tiny_model("gpt2")
+    base, source = drawn(3)[0][0], drawn(3)[1][0]
+    grid = patch(model, inputs([base], "left"), inputs([source], "left"), answers=answer, metrics="probability")
+    expected = float(logits_of(model, source)[-1].softmax(-1)[5])
+    assert float(grid.references["clean"]) == pytest.approx(expected, rel=1e-5)
+
+
 def test_windows_and_layers() -> None:
     model = tiny_model("gpt2")
     bases, sources = drawn(7)
@@ -631,8 +640,12 @@ BASE, SOURCE = "Yesterday, Mary walked home because", "Yesterday, John walked ho
         ({"metrics": "logit_difference", "answers": "he"}, "metric 'logit_difference' needs the wrong answer"),
         ({"metrics": "iia"}, "metric 'iia' needs candidates and their counterfactual label"),
         ({"answers": ["he", "she"]}, "answers: given 2, expected one for each of 1 examples"),
+        ({"answers": 10**6}, "answers 1000000 to 1000000: the network has tokens 0 to "),
+        ({"answers": -1}, "answers -1: expected text or a token id"),
+        ({"answers": "he", "wrong": " he"}, f"the answer and the wrong answer of {SOURCE!r} begin with the same token"),
         ({"answers": 1.5}, "answers 1.5: expected text or a token id"),
         ({"tokenizer": None}, "prompts given as text need tokenizer="),
+        ({"window": 1.5}, "window 1.5: expected a number of layers"),
         ({"window": 0}, "window 0: expected a number of layers"),
         ({"batch_size": 0}, "batch_size 0: expected 1 or more"),
         ({"heads": [0]}, "patch: head 0"),
