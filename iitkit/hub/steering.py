@@ -25,7 +25,7 @@ from iitkit.models.textspans import Given, TextSpans
 from iitkit.positions import Position, check_spans, listed, resolve, span_name
 
 Strength = float | Mapping[str, float]
-Spans = Mapping[str, Given | Sequence[Given]]
+Spans = Mapping[str, Given | Sequence[Given | None]]
 TOKENS: dict[str, tuple[Position | None, Where]] = {
     "prompt": ("all", "prompt"),
     "generated": (None, "generated"),

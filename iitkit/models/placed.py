@@ -227,7 +227,11 @@ class Placed:
         for index, row in enumerate(prompt.real):
             real = row.nonzero()[:, 0].tolist()
             try:
-                found.append([real[i] for i in resolve(at, len(real), self._spans(prompt, index, real))])
+                spans = self._spans(prompt, index, real)
+                there = (
+                    at if spans is None else [item for item in listed(at) if (span_name(item) or "") in ("", *spans)]
+                )
+                found.append([real[i] for i in resolve(there, len(real), spans)] if there != [] else [])
             except IITKitError as error:
                 raise IITKitError(f"{self.name}: {error}") from error
         return found

@@ -22,13 +22,13 @@ class TextSpans:
     Args:
         tokenizer: decodes tokens.
         given: name → substring, or offsets in the text as the tokenizer decodes it, special tokens left out; or a list
-            of these, one for each prompt.
+            of these, one for each prompt, None where a prompt has none.
 
     Raises:
         IITKitError: lists of different lengths, or anything else than substrings and offsets.
     """
 
-    def __init__(self, tokenizer: Any, given: Mapping[str, Given | Sequence[Given]]) -> None:
+    def __init__(self, tokenizer: Any, given: Mapping[str, Given | Sequence[Given | None]]) -> None:
         self._tokenizer = tokenizer
         self._given = {name: _each(name, value) for name, value in given.items()}
         lengths = {name: len(each) for name, each in self._given.items() if isinstance(each, list)}
@@ -39,7 +39,7 @@ class TextSpans:
         self.names = list(self._given)
 
     def find(self, ids: Sequence[int], example: int = 0) -> dict[str, Span]:
-        """Return each span's first token and the one behind its last.
+        """Return each span's first token and the one behind its last; those that the prompt does not have are left out.
 
         Args:
             ids: a prompt's tokens, without padding.
@@ -49,9 +49,11 @@ class TextSpans:
             IITKitError: a substring that is not there or stands twice, offsets outside the text.
         """
         text = self._text(ids)
+        of_prompt = {name: each[example] if isinstance(each, list) else each for name, each in self._given.items()}
         return {
-            name: self._tokens(ids, text, *_characters(text, name, each[example] if isinstance(each, list) else each))
-            for name, each in self._given.items()
+            name: self._tokens(ids, text, *_characters(text, name, given))
+            for name, given in of_prompt.items()
+            if given is not None
         }
 
     def _text(self, ids: Sequence[int]) -> str:
@@ -79,14 +81,14 @@ class TextSpans:
         return low
 
 
-def _each(name: str, value: Any) -> Given | list[Given]:
+def _each(name: str, value: Any) -> Given | list[Given | None]:
     if _single(value):
         return value if isinstance(value, str) else (value[0], value[1])
-    if isinstance(value, Sequence) and value and all(_single(item) for item in value):
-        return [item if isinstance(item, str) else (item[0], item[1]) for item in value]
+    if isinstance(value, Sequence) and value and all(item is None or _single(item) for item in value):
+        return [item if item is None or isinstance(item, str) else (item[0], item[1]) for item in value]
     raise IITKitError(
         f"span {name}: {value!r}: expected a substring of the prompt, (first character, one behind the last), or a "
-        "list with one of these for each prompt"
+        "list with one of these (or None) for each prompt"
     )
 
 

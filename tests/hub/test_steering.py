@@ -216,6 +216,24 @@ def test_parts_of_a_span(part: str, chosen: slice, tmp_path: Path) -> None:
             same(generated(model, inputs()), expected)
 
 
+def test_a_prompt_without_the_span_is_left_alone(tmp_path: Path) -> None:
+    model, found = tiny_model("gpt2"), artifact(tmp_path / "a", position=["name", "last"])
+    edit = towards(basis_of(tmp_path / "a"), FEATURES[1])
+    here = block(model, "gpt2")
+    expected = [
+        by_hand(model, PROMPTS[0], [(here, lambda p, n: [name_at(PROMPTS[0], "Anna")[-1], p - 1], edit)]),
+        by_hand(model, PROMPTS[1], [(here, lambda p, n: [p - 1], edit)]),
+    ]
+    spans = {"name": ["Anna", None]}
+    with found.steer(model, tiny_tokenizer(), {"gender": "male"}, spans=spans):
+        same(generated(model, inputs(PROMPTS[:2])), expected)
+    plain = generated(model, inputs(PROMPTS[:2]))
+    with found.steer(model, tiny_tokenizer(), {"gender": "male"}, spans=spans, where="name"):
+        steered = generated(model, inputs(PROMPTS[:2]))
+    assert torch.equal(steered[1][1], plain[1][1])
+    assert relative(steered[1][0], plain[1][0]) > 1e-3
+
+
 @pytest.mark.parametrize("unit", ["norm", "largest"])
 def test_a_strength_may_be_a_length(unit: Any, tmp_path: Path) -> None:
     model, found = tiny_model("gpt2"), artifact(tmp_path / "a")
