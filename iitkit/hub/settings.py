@@ -64,7 +64,12 @@ def _taken(artifact: Artifact, name: str, given: Setting) -> Taken:
     where, intervention = artifact.config["placements"][name], artifact.interventions[name]
     own = where.get("value")
     if own is not None:  # trained for one value of the variable: the other values are other placements'
-        return Taken(None, active=_rows(given, [own], name, own=own))
+        known = [
+            w["value"]
+            for w in artifact.config["placements"].values()
+            if "value" in w and w["variable"] == where["variable"]
+        ]
+        return Taken(None, active=_rows(given, own, known, where["variable"]))
     if not intervention.needs_source:
         raise IITKitError(
             f"{name}: {type(intervention).__name__} takes nothing that could be set: it always makes the edit that was "
@@ -119,11 +124,18 @@ def index_of(values: Values, given: Any, where: Mapping[str, Any]) -> int:
     )
 
 
-def _rows(given: Setting, values: list[Any], name: str, own: Any) -> Tensor | None:
+def _rows(given: Setting, own: Value, known: Sequence[Value], variable: str) -> Tensor:
     """Return in which rows the setting is the value that a placement was trained for."""
     if isinstance(given, Tensor):
-        raise IITKitError(f"{name}: it was trained for the value {own!r} and takes no vector")
-    each = list(given) if _listed(given) else [given]  # type: ignore[arg-type]
+        raise IITKitError(f"{variable}: its edits were trained for a value each and take no vector: give a value")
+    each: Sequence[Any] = given if _listed(given) else [given]  # type: ignore[assignment]
+    texts = [str(value).strip() for value in known]
+    for value in each:
+        if value is not None and str(value).strip() not in texts:
+            raise IITKitError(
+                f"variable {variable!r} has no value {value!r}.{did_you_mean(value, texts)} "
+                f"It has {choices(map(repr, known))}"
+            )
     return torch.tensor([value is not None and str(value).strip() == str(own).strip() for value in each])
 
 

@@ -216,6 +216,67 @@ def test_parts_of_a_span(part: str, chosen: slice, tmp_path: Path) -> None:
             same(generated(model, inputs()), expected)
 
 
+def test_spans_are_found_in_beams_in_chunks_and_between_bytes(tmp_path: Path) -> None:
+    """Each beam has its example's span; a prompt may come in pieces; characters of several tokens are whole."""
+    model, found = tiny_model("gpt2"), artifact(tmp_path / "a")
+    edit = towards(basis_of(tmp_path / "a"), FEATURES[1])
+    here = block(model, "gpt2")
+    odd = "😀 Zoë🚀 was happy"
+    texts, names = [*PROMPTS[:2], odd], ["Anna", "Paul", "Zoë🚀"]
+    assert len(name_at(odd, names[2])) > len(names[2])  # bytes are tokens
+    expected = [
+        by_hand(model, text, [(here, lambda p, n, t=text, who=who: name_at(t, who)[-1:], edit)])
+        for text, who in zip(texts, names, strict=True)
+    ]
+    with found.steer(model, tiny_tokenizer(), {"gender": "male"}, spans={"name": names}):
+        same(generated(model, inputs(texts)), expected)
+        same(generated(model, inputs(texts), prefill_chunk_size=3), expected)
+        beams = generated(model, inputs(texts), num_beams=2, num_return_sequences=2)[0]
+    for row, (text, name) in enumerate(zip(texts, names, strict=True)):
+        with found.steer(model, tiny_tokenizer(), {"gender": "male"}, spans={"name": name}):
+            alone = generated(model, inputs([text]), num_beams=2, num_return_sequences=2)[0]
+        assert torch.equal(beams[2 * row : 2 * row + 2], alone)
+    with pytest.raises(IITKitError, match="no tokenizer was given"):
+        found.steer(model, None, {"gender": "male"}, spans={"name": "Anna"})
+    embedded = model.get_input_embeddings()(inputs(texts[:1])["input_ids"])
+    steering = found.steer(model, tiny_tokenizer(), {"gender": "male"}, spans={"name": "Anna"})
+    with steering, pytest.raises(IITKitError, match="given no tokens of the whole prompt"):
+        generated(model, {"inputs_embeds": embedded})
+
+
+def test_placements_trained_for_one_value_each_are_chosen_by_it(tmp_path: Path) -> None:
+    """Sourceless edits fitted per target value: setting the variable picks the one that was trained for it."""
+    model = tiny_model("gpt2")
+    vectors = {"female": random(WIDTH, seed=21), "male": random(WIDTH, seed=22)}
+    edits, where = {}, {}
+    for value, vector in vectors.items():
+        edits[value] = Addition(SiteInfo(WIDTH))
+        with torch.no_grad():
+            edits[value].edit.get_parameter("vector").copy_(vector)
+        place = {"layer": LAYER, "component": "block_output", "position": "last", "variable": "gender"}
+        where[value] = {**place, "value": value}
+    sizes = dict.fromkeys(vectors, SiteInfo(WIDTH))
+    write_artifact(tmp_path / "a", edits, where, base_of("gpt2"), sizes)
+    found = iitkit.load(tmp_path / "a")
+    here = block(model, "gpt2")
+    chosen = ["male", "female", None]
+    expected = [
+        by_hand(model, text, [] if v is None else [(here, lambda p, n: [p - 1], lambda h, v=v: h + vectors[v])])
+        for text, v in zip(PROMPTS, chosen, strict=True)
+    ]
+    with found.steer(model, None, {"gender": chosen}):
+        same(generated(model, inputs()), expected)
+    with found.steer(model, None, {"gender": "male"}):
+        same(generated(model, inputs(PROMPTS[:1])), expected[:1])
+    for settings, message in (
+        (None, "nothing is set: give a value of gender"),
+        ({"gender": "mael"}, "variable 'gender' has no value 'mael'. Did you mean 'male'"),
+        ({"gender": random(WIDTH)}, "take no vector"),
+    ):
+        with pytest.raises(IITKitError, match=message):
+            found.steer(model, None, settings)
+
+
 def test_a_prompt_without_the_span_is_left_alone(tmp_path: Path) -> None:
     model, found = tiny_model("gpt2"), artifact(tmp_path / "a", position=["name", "last"])
     edit = towards(basis_of(tmp_path / "a"), FEATURES[1])
