@@ -89,8 +89,9 @@ def attribute(
 
     Returns:
         A grid like that of :func:`~iitkit.analysis.patching.patch`, of changes of the metric, with ``attribution`` and
-        ``exact`` along its metric axis. ``about["correlation"]`` is Pearson's, over all cells and examples that were
-        patched; None where these are too few or do not vary. After Ctrl-C it holds the exact values that were done.
+        ``exact`` along its metric axis; the reference ``everything`` is exact alone. ``about["correlation"]`` is
+        Pearson's, over all cells and examples that were patched; None where these are too few or do not vary. After
+        Ctrl-C it holds the exact values that were done.
 
     Raises:
         IITKitError: a metric without a gradient, and what :func:`~iitkit.analysis.patching.patch` refuses.
@@ -118,14 +119,17 @@ def attribute(
     chosen = _chosen(estimate, exact)
     real = torch.full_like(estimate, torch.nan)
     failed: dict[int, str] = {}
+    everything = torch.full_like(real[0], torch.nan)
     interrupted = False
     with Bar("exact cells", len(examples), progress) as bar:
         start = 0
         for chunk, of_base in zip(examples.chunks, of_bases, strict=True):
             bar.size = len(chunk)
             table = _exact(patcher, chunk, metric, chosen, bar)
-            real[chosen, start : start + len(chunk)] = table.values[..., 0].double().cpu() - of_base
-            failed |= {int(chosen[number]): line for number, line in table.failed.items()}
+            change = table.values[..., 0].double().cpu() - of_base
+            real[chosen, start : start + len(chunk)] = change[:-1]
+            everything[start : start + len(chunk)] = change[-1]
+            failed |= {int(chosen[at]): line for at, line in table.failed.items() if at < len(chosen)}
             start += len(chunk)
             bar.done(len(chunk))
             if interrupted := table.interrupted:
@@ -143,11 +147,17 @@ def attribute(
         "units": dict.fromkeys(COLUMNS, f"change in {metric.replace('_', ' ')}"),
     }
     gap = torch.cat(of_sources) - torch.cat(of_bases)
-    return _grid(patcher, examples, torch.stack([estimate, real], -1), gap, failed, about)
+    return _grid(patcher, examples, torch.stack([estimate, real], -1), gap, everything, failed, about)
 
 
 def _grid(
-    patcher: Patcher, examples: Examples, values: Tensor, gap: Tensor, failed: Mapping[int, str], about: Any
+    patcher: Patcher,
+    examples: Examples,
+    values: Tensor,
+    gap: Tensor,
+    everything: Tensor,
+    failed: Mapping[int, str],
+    about: Any,
 ) -> Grid:
     axes = patcher.axes(examples)
     frame = Frame(axes, list(COLUMNS), False, None if examples.single else examples.names)
@@ -155,6 +165,8 @@ def _grid(
     clean, corrupt = patcher.turned(torch.zeros_like(gap), gap)
     both = {"clean": clean, "corrupt": corrupt, "nothing": torch.zeros_like(gap)}
     references = {name: x[:, None].expand(-1, len(COLUMNS)) for name, x in both.items()}
+    # no estimate: what layer after layer passes on would be counted again and again
+    references["everything"] = torch.stack([torch.full_like(everything, torch.nan), everything], -1)
     grid = frame.grid(values, references, {}, about)
     column = COLUMNS.index("exact")
     lost = {}
@@ -246,11 +258,12 @@ def _chosen(estimate: Tensor, exact: int | None) -> Tensor:
 
 
 def _exact(patcher: Patcher, chunk: Chunk, metric: str, chosen: Tensor, bar: Bar) -> Found:
-    """Return the metric under each chosen cell, [chosen, B, 1]."""
+    """Return the metric under each chosen cell, and at last under all of the grid's at once, [chosen + 1, B, 1]."""
     base, source = patcher.runs(chunk)
     measure = Measure([metric], chunk.answers, *patcher.turned(base.logits, source.logits))
     cells = patcher.cells(chunk, source)
-    return patcher.engine.table(base, [cells[int(i)] for i in chosen], measure, bar.part)
+    some = [*(cells[int(i)] for i in chosen), patcher.everything(chunk, source)]
+    return patcher.engine.table(base, some, measure, bar.part)
 
 
 def _correlation(estimate: Tensor, real: Tensor) -> float | None:

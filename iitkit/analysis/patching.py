@@ -251,8 +251,7 @@ class Patcher:
         base, source = self.runs(chunk, scored)
         measure = scored or Measure(metrics, chunk.answers, *self.turned(base.logits, source.logits))
         cells = self.cells(chunk, source, times)
-        whole = [what for what in self.what if what.intervention is None] or self.what
-        everything = [self._patch(what, self._span, self.heads, chunk, slice(None), source, times) for what in whole]
+        everything = self.everything(chunk, source, times)
         nothing = unchanged(base, self._span, self.what[0].component)
         estimate.of(lambda: self.engine.cost(base, cells), left)
         table = self.engine.table(base, [*cells, everything, nothing], measure, bar.part)
@@ -302,6 +301,11 @@ class Patcher:
             for head in (self.heads if self.heads is not None else [None])
             for position in range(chunk.base_at.shape[1])
         ]
+
+    def everything(self, chunk: Chunk, source: Run, times: int = 1) -> list[Patch]:
+        """Return the cell of all cells at once; of full activations where there are any."""
+        whole = [what for what in self.what if what.intervention is None] or self.what
+        return [self._patch(what, self._span, self.heads, chunk, slice(None), source, times) for what in whole]
 
     def _patch(
         self,

@@ -6,6 +6,7 @@ Wang et al., 2022, https://arxiv.org/abs/2211.00593; Goldowsky-Dill et al., 2023
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -95,7 +96,9 @@ def patch_paths(
 
     Returns:
         A grid over receivers (where named), senders' components, layers, heads, positions, metrics and examples. A
-        receiver that does not come after the sender receives nothing: the base's value.
+        receiver that does not come after the sender receives nothing: the base's value. Its references: ``clean``,
+        ``corrupt``, ``nothing`` (the base) and ``everything``: all senders to all receivers at once, where none of
+        them would be held (senders within attention or MLP of several layers, the logits beside other receivers).
 
     Raises:
         IITKitError: a receiver that is not there, something to hold that is neither, and what
@@ -184,6 +187,12 @@ def _chunk(
             break
     own, theirs = (measure(run.logits[None])[0] for run in (base, source))
     clean, corrupt = patcher.turned(own, theirs)
+    ends = [receiver for receivers in groups.values() for receiver in receivers]
+    all_at_once = Paths(patcher.engine, base, ends, held)
+    references = {"clean": clean, "corrupt": corrupt, "nothing": own}
+    if (all(groups.values()) or not ends) and not interrupted:
+        with suppress(IITKitError):  # of several layers' queries, the later ones' change is held
+            references["everything"] = all_at_once.table([patcher.everything(chunk, source)], measure).values[0]
     axes = patcher.axes(examples)
     named = list(groups) != [""]
     frame = Frame(
@@ -191,5 +200,5 @@ def _chunk(
     )
     about: dict[str, Any] = {} if named else {"receiver": ", ".join(_said(groups[""])) or "logits"}
     about |= {"interrupted": True} if interrupted else {}
-    grid = frame.grid(torch.cat(values), {"clean": clean, "corrupt": corrupt, "nothing": own}, failed, {})
+    grid = frame.grid(torch.cat(values), references, failed, {})
     return Grid(grid.values, grid.dims, grid.coords, grid.references, grid.failed, {**grid.about, **about})

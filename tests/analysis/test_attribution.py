@@ -104,6 +104,12 @@ def test_a_linear_network_is_attributed_exactly(linear: nn.Module) -> None:
     gap = patched.references["clean"] - patched.references["corrupt"]
     assert np.allclose(grid.references["clean"][0], gap, atol=1e-12)
     assert not grid.references["nothing"].any()
+    assert np.allclose(grid.references["everything"][1], gap, atol=1e-12)  # block outputs are among the cells
+    assert np.isnan(grid.references["everything"][0]).all()
+    mlps = {"answers": [5, 6], "wrong": [7, 8], "components": "mlp_output", "layers": [1], "positions": [2, 3]}
+    patched = patch(linear, base, source, metrics="logit_difference", **mlps)
+    some = attribute(linear, base, source, exact=1, **mlps).references["everything"][1]
+    assert np.allclose(some, patched.references["everything"] - patched.references["nothing"], atol=1e-12)
 
 
 def test_noising_turns_the_references_round(linear: nn.Module) -> None:

@@ -120,6 +120,16 @@ def test_direct_effects_on_the_logits(family: str, mlps: bool, side: Any) -> Non
                     assert found == pytest.approx(float(logits[RIGHT] - logits[WRONG]), abs=2e-5)
         plain = logits_of(model, base)[-1]
         assert grid.references["nothing"][row] == pytest.approx(float(plain[RIGHT] - plain[WRONG]), abs=1e-5)
+
+        def all_heads(layer: int, ours: Any = ours, theirs: Any = theirs, n: int = len(base)) -> Any:
+            sent_on = ours[layer, "heads"].clone()
+            sent_on[0, [2, n - 1]] = theirs[layer, "heads"][0, [2, n - 1]]
+            return lambda _: sent_on
+
+        put = {projection(model, family, layer): all_heads(layer) for layer in range(4)}
+        mlps_held = {module_of(model, family, at, "mlp_output"): ours[at, "mlp_output"] for at in range(4) if mlps}
+        logits = run(model, base, put, {module: lambda _, v=value: v for module, value in mlps_held.items()})
+        assert grid.references["everything"][row] == pytest.approx(float(logits[RIGHT] - logits[WRONG]), abs=2e-5)
     # with all held, what is not at the last position reaches nothing
     untouched = grid.sel(position="2").values if mlps else grid.sel(position="2").values[3]
     assert np.allclose(untouched, grid.references["nothing"], atol=1e-5)
@@ -162,6 +172,9 @@ def test_paths_into_a_heads_queries(family: str) -> None:
     assert np.allclose(grid.sel(receiver="q2", layer=2).values, nothing, atol=1e-5)
     assert np.allclose(grid.sel(receiver="q0").values, nothing, atol=1e-5)
     assert np.abs(grid.sel(receiver="q2", layer=0).values - nothing).max() > 1e-3
+    assert abs(float(grid.references["everything"]) - nothing) > 1e-3
+    queries = patch_paths(model, *both, senders="head_query_output", layers=[0, 1], answers=RIGHT)
+    assert "everything" not in queries.references  # layer 1's attention is held
 
 
 def test_a_receivers_group_may_be_the_logits() -> None:
