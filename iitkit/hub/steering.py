@@ -249,7 +249,8 @@ def _number(strength: Any) -> float:
 
 def _inputs(source: str | Sequence[str] | Mapping[str, Any], tokenizer: Any, prefix: str, model: nn.Module) -> Any:
     """Return source texts as tokens, with the prefix that the artifact was trained with."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    # of an offloaded network they are nowhere until they are needed; inputs are then moved by its own hooks
+    device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
     if isinstance(source, Mapping):
         return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in source.items()}
     texts = [source] if isinstance(source, str) else list(source)

@@ -531,6 +531,33 @@ def test_a_chat_templates_text_has_its_spans(tmp_path: Path) -> None:
         same(generated(model, given), [expected])
 
 
+def test_dispatched_offloaded_and_16_bit_networks(tmp_path: Path) -> None:
+    """An artifact fits the same weights wherever they lie; where they cannot be compared, it says so."""
+    from accelerate import cpu_offload, dispatch_model  # type: ignore[import-untyped]
+
+    tokenizer, plain = tiny_tokenizer(), tiny_model("llama")
+    found = artifact(tmp_path / "a", "llama", position="last", prefix="<|endoftext|>")
+    basis = basis_of(tmp_path / "a")
+    text = "<|endoftext|>Paul was happy"
+    taken = activation(plain, tokens_of(text), block(plain, "llama"))[-1]
+    sets = ({"settings": {"gender": "male"}}, FEATURES[1]), ({"source": "Paul was happy"}, taken @ basis)
+    for options, features in sets:
+        edit = towards(basis, features)
+        expected = [by_hand(plain, t, [(block(plain, "llama"), lambda p, n: [p - 1], edit)]) for t in PROMPTS]
+        dispatched = dispatch_model(tiny_model("llama"), {"": "cpu"}, force_hooks=True)
+        with found.steer(dispatched, tokenizer, match="exact", **options):
+            same(generated(dispatched, inputs()), expected)
+        offloaded = cpu_offload(tiny_model("llama"), execution_device=torch.device("cpu"))
+        with pytest.warns(UserWarning, match="not all in memory to be compared"):
+            steering = found.steer(offloaded, tokenizer, **options)
+        with steering:
+            same(generated(offloaded, inputs()), expected)
+        narrow: Any = tiny_model("llama").to(torch.bfloat16)
+        with found.steer(narrow, tokenizer, match="exact", **options):
+            logits = generated(narrow, inputs())[1]
+        assert relative(logits[:, 0].float(), torch.stack([steps[0] for _, steps in expected])) < 0.05
+
+
 # --- what is refused ---
 
 
