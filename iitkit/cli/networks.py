@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from iitkit.models.loading import base_identity
 from iitkit.models.scratch_saving import save_network
 from iitkit.modules import IIT
-from iitkit.modules.iit_lora import merged
+from iitkit.modules.iit_lora import merged_state
 
 
 class NetworkWriter(Callback):
@@ -32,6 +32,6 @@ class NetworkWriter(Callback):
         encoding = None if data.task is None else data.task.model.encoding
         folder = Path(trainer.default_root_dir) / "network"
         symbols = getattr(encoding, "vocabulary", ())
-        save_network(pl_module.base_model, folder, data.tokenizer, symbols, prepare=merged)
+        save_network(pl_module.base_model, folder, data.tokenizer, symbols, merged_state(pl_module.base_model))
         pl_module.identity = base_identity(str(folder), pl_module.base_model)
         print(f"network: {folder}", flush=True)

@@ -58,7 +58,7 @@ def load_base(
         IITKitError: If the base cannot be found, read or trusted.
     """
     where = _locate(base)
-    if _plain(where):
+    if reads_no_text(where.id):
         raise IITKitError(f"base {where.id!r} is a network that reads no text: load it with iitkit.load_network")
     model, source, options = _read(where, dtype, device)
     return model, _tokenizer(where, source, options)
@@ -81,14 +81,15 @@ def load_network(
         IITKitError: If the base cannot be found, read or trusted.
     """
     where = _locate(base)
-    if _plain(where):
+    if reads_no_text(where.id):
         network = load_plain(Path(where.id).expanduser(), dtype_named(dtype)).requires_grad_(False)
         return network.eval().to(device)
     return _read(where, dtype, device)[0]
 
 
-def _plain(where: _Where) -> bool:
-    return where.kind == "folder" and plain_config(Path(where.id).expanduser()) is not None
+def reads_no_text(base: str) -> bool:
+    """Return whether a base is the folder of a plain network, which has no tokenizer."""
+    return plain_config(Path(base).expanduser()) is not None
 
 
 def _read(
@@ -124,7 +125,7 @@ def load_tokenizer(base: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
         IITKitError: If the base cannot be found or has no tokenizer.
     """
     where = _locate(base)
-    if _plain(where):
+    if reads_no_text(where.id):
         raise IITKitError(f"base {where.id!r} is a network that reads no text: it has no tokenizer")
     return _tokenizer(where, *_resolve(where, weights=False))
 

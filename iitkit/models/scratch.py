@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from iitkit.errors import IITKitError, choices, did_you_mean
-from iitkit.models.loading import base_identity, dtype_named, load_network, load_tokenizer, shape_of
+from iitkit.models.loading import base_identity, dtype_named, load_network, load_tokenizer, reads_no_text, shape_of
 from iitkit.models.scratch_networks import ACTIVATIONS, Activation, GRUModel, MLPModel
 
 
@@ -310,3 +310,10 @@ def base_network(base: str | Network, dtype: str, seed: int) -> tuple[Any, dict[
     made = base.build(seed, dtype_named("float32" if dtype == "auto" else dtype)).requires_grad_(False)
     drawn = seed if base.seed is None else base.seed
     return made, {"id": str(base), "revision": f"seed {drawn}", **shape_of(made)}
+
+
+def base_tokenizer(base: str | Network) -> Any:
+    """Return a base's tokenizer; None for a network that reads no text."""
+    if isinstance(base, Network):
+        return None if base.tokenizer is None else load_tokenizer(base.tokenizer)
+    return None if reads_no_text(base) else load_tokenizer(base)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from iitkit.models.scratch_networks import PlainNetwork, save_plain
@@ -22,30 +21,29 @@ def save_network(
     folder: Path,
     tokenizer: Any = None,
     symbols: Sequence[Hashable] = (),
-    prepare: Callable[[nn.Module], None] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a network with its tokenizer; the folder appears whole, or an earlier one stays.
 
     Args:
-        model: the network; it stays as it is.
+        model: the network.
         folder: where.
         tokenizer: of a network that reads text.
         symbols: of one that reads symbols, in the order of their ids: it gets a tokenizer of these words.
-        prepare: changes the copy that is saved.
+        tensors: its weights, where they are not those of its ``state_dict``.
 
     Returns:
         ``folder``.
     """
-    made: Any = copy.deepcopy(model).requires_grad_(False).cpu()
-    if prepare is not None:
-        prepare(made)
+    made: Any = model
+    state = {key: value.detach().cpu() for key, value in (model.state_dict() if tensors is None else tensors).items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         if isinstance(made, PlainNetwork):
-            save_plain(made, scratch, made.state_dict())
+            save_plain(made, scratch, state)
         else:
-            made.save_pretrained(scratch)
+            made.save_pretrained(scratch, state_dict=state)
             own = tokenizer if tokenizer is not None else symbol_tokenizer(symbols)
             if own is not None:
                 own.save_pretrained(scratch)

@@ -18,10 +18,9 @@ from iitkit.errors import IITKitError, choices
 from iitkit.interventions import Intervention
 from iitkit.metrics import IIA
 from iitkit.models.anatomy import Location
-from iitkit.models.loading import load_tokenizer
 from iitkit.models.placing import place
 from iitkit.models.runs import PlainPrepared, PlainRunner, Prepared, Runner, candidate_scores, label_logits
-from iitkit.models.scratch import Network, base_network
+from iitkit.models.scratch import Network, base_network, base_tokenizer
 from iitkit.models.sites import Placement
 from iitkit.modules.fitting import fit_to_data
 from iitkit.modules.frozen import check_precision, keep_frozen, runner_for
@@ -98,9 +97,8 @@ class InterventionModule(pl.LightningModule):
     @property
     def tokenizer(self) -> Any:
         """The base model's tokenizer; None of a network from scratch that reads no text."""
-        named = self.base.tokenizer if isinstance(self.base, Network) else self.base
-        if self._tokenizer is None and named is not None:
-            self._tokenizer = load_tokenizer(named)
+        if self._tokenizer is None:
+            self._tokenizer = base_tokenizer(self.base)
         return self._tokenizer
 
     def configure_model(self) -> None:

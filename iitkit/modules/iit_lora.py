@@ -112,11 +112,18 @@ def adapters_off(deltas: Sequence[LowRankDelta]) -> Iterator[None]:
             delta.on = True
 
 
-def merged(model: nn.Module) -> None:
-    """Add every low-rank update to its weight, for good."""
-    for module in list(model.modules()):
+@torch.no_grad()
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return a network's tensors by the names that they had, every low-rank update added to its weight."""
+    state = dict(model.state_dict())
+    for name, module in model.named_modules():
         if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            prefix = f"{name}.parametrizations.weight."
+            state = {key: value for key, value in state.items() if not key.startswith(prefix)}
+            state[f"{name}.weight"] = weight.detach()
+    return state
 
 
 def chosen(model: nn.Module, patterns: Sequence[str] | None) -> list[nn.Parameter]:

@@ -43,7 +43,7 @@ def equality(seed: int, folder: Path) -> Rows:
     setting = Setting(
         HierarchicalEquality("vectors"), MLP([16, 16, 16, 16, 2]), (20000, 1000, 2000), 128, epochs=8, lr=3e-3
     )
-    both = {"left_equal": neurons(1, 0, 2), "right_equal": neurons(1, 2, 4)}
+    both = {"left_equal": neurons(1, 0, 1), "right_equal": neurons(1, 1, 2)}
     left = {"left_equal": both["left_equal"]}
     rows: Rows = {}
     for name, alignment, options in (

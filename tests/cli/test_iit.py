@@ -1,0 +1,238 @@
+"""``iitkit fit`` on IIT: the trained network's folder, what DAS makes of it, resumed runs, two processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from running import files, iitkit, metrics, said, same_weights, weights
+
+from iitkit import load_base, load_network
+from iitkit.models.runs import call
+
+CONFIG = """\
+seed_everything: 0
+model:
+  class_path: IIT
+  init_args:
+    base: {class_path: MLP, init_args: {sizes: [8, 6, 7, 2]}}
+    alignment:
+      left_equal: {layer: 1, intervention: {class_path: Vanilla, init_args: {features: [0, 1]}}}
+      right_equal: {layer: 1, intervention: {class_path: Vanilla, init_args: {features: [2, 3]}}}
+    optimizer: {class_path: Adam, init_args: {lr: 0.01}}
+    w_strict: 0.2
+data:
+  class_path: CounterfactualDataModule
+  init_args:
+    task: {class_path: HierarchicalEquality, init_args: {inputs: vectors, entities: 40, width: 2}}
+    sizes: {train: 48, validation: 24, test: 20}
+    batch_size: 8
+    eval_batch_size: 8
+trainer: {max_epochs: 2, default_root_dir: ROOT, num_sanity_val_steps: 0}
+"""
+SYMBOLS = """\
+seed_everything: 0
+model:
+  class_path: IIT
+  init_args:
+    base: {class_path: GPT2, init_args: {vocabulary: 3, width: 16, layers: 2, heads: 2, positions: 8}}
+    alignment:
+      ab: {layer: 0, position: b, intervention: {rank: 3}}
+    optimizer: {class_path: Adam, init_args: {lr: 0.01}}
+    train: both
+    w_kl: 0.1
+    alternating: true
+data:
+  class_path: CounterfactualDataModule
+  init_args:
+    task: {class_path: BooleanTree, init_args: {inputs: symbols}}
+    sizes: {train: 48, validation: 24, test: 20}
+    batch_size: 8
+    eval_batch_size: 8
+trainer: {max_epochs: 2, default_root_dir: ROOT, num_sanity_val_steps: 0}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "iit.yaml"
+    file.write_text(text.replace("ROOT", str(folder / "run")), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module", params=[CONFIG, SYMBOLS], ids=["vectors", "symbols"])
+def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("iit"), request.param)
+
+
+@pytest.fixture(scope="module")
+def whole(config: Path) -> Path:
+    """An uninterrupted run."""
+    ran = iitkit("fit", "--config", config)
+    assert ran.code == 0, ran.err
+    assert f"network: {config.parent / 'run' / 'network'}" in ran.out
+    return config.parent / "run"
+
+
+def test_the_network_of_the_best_checkpoint_is_saved(whole: Path) -> None:
+    model = load_network(str(whole / "network"))
+    best = {
+        key.removeprefix("base_model."): value
+        for key, value in weights(whole / "checkpoints" / "best.ckpt").items()
+        if key.startswith("base_model.")
+    }
+    state = model.state_dict()
+    assert best.keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in best.items())
+    base = json.loads((whole / "artifact" / "config.json").read_text())["base"]
+    assert base["id"] == str(whole / "network")
+    assert base["revision"].startswith("sha256:")
+    assert {"network/config.json", "network/model.safetensors"} <= set(files(whole))
+
+
+def test_das_and_steering_start_from_it(config: Path, whole: Path, tmp_path: Path) -> None:
+    variable = "ab" if "GPT2" in config.read_text() else "left_equal"
+    text = config.read_text(encoding="utf-8").replace("class_path: IIT", "class_path: DAS")
+    start, end = text.index("    base:"), text.index("    optimizer:")
+    placement = f"    alignment: {{{variable}: {{layer: 1, intervention: {{rank: 2}}}}}}\n"
+    text = text[:start] + f"    base: {whole / 'network'}\n" + placement + text[end:]
+    dropped = ("    w_", "    train:", "    alternating:")
+    text = "".join(line for line in text.splitlines(keepends=True) if not line.startswith(dropped))
+    file = write(tmp_path, text)
+    ran = iitkit("fit", "--config", file, f"--trainer.default_root_dir={tmp_path / 'das'}")
+    assert ran.code == 0, ran.err
+    assert metrics(tmp_path / "das")["test/task_accuracy"] == metrics(whole)["test/task_accuracy"]
+    assert not (tmp_path / "das" / "network").exists()
+
+
+def test_the_report_has_each_variable(config: Path, whole: Path) -> None:
+    found = metrics(whole)
+    if "GPT2" in config.read_text():
+        assert found["test/ab/iia"] == found["test/iia"]
+        return
+    assert found["test/left_equal/n"] + found["test/right_equal/n"] == found["test/n"] == 20
+    right = sum(found[f"test/{v}/iia"] * found[f"test/{v}/n"] for v in ("left_equal", "right_equal"))
+    assert right == pytest.approx(found["test/iia"] * 20, abs=1e-4)
+    assert 0 <= found["test/strict/layer_1_block_output/accuracy"] <= 1
+
+
+@pytest.mark.parametrize(("moment", "count", "step"), [("batch", 3, 3), ("batch", 8, 8), ("validation", 2, 6)])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    config: Path, whole: Path, tmp_path: Path, moment: str, count: int, step: int
+) -> None:
+    stop = "--trainer.callbacks"
+    root = f"--trainer.default_root_dir={tmp_path}"
+    ran = iitkit(
+        *("fit", "--config", config, root, "--allow", "stopping", f"{stop}+=stopping.StopAt"),
+        *(f"{stop}.init_args.moment={moment}", f"{stop}.init_args.count={count}", f"{stop}.init_args.how=SIGTERM"),
+    )
+    assert ran.code == 143, ran.err
+    assert f"stopped after step {step}" in " ".join(ran.out.split())
+    again = iitkit("fit", "--config", config, root, "--ckpt_path", "last")
+    assert again.code == 0, again.err
+    for name in ("best.ckpt", "last.ckpt"):
+        assert same_weights(tmp_path / "checkpoints" / name, whole / "checkpoints" / name), name
+    assert (tmp_path / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
+    name = "network/model.safetensors"
+    assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_the_run_moved_every_step(whole: Path) -> None:
+    """Else equal ends would say nothing."""
+    last = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (last["epoch"], last["global_step"]) == (1, 12)
+    start, end = weights(whole / "checkpoints" / "best.ckpt"), weights(whole / "checkpoints" / "last.ckpt")
+    assert start.keys() == end.keys()
+
+
+def test_lora_is_saved_in_the_weights(shallow_gpt2: str, tmp_path: Path) -> None:
+    """The folder is an ordinary one: no adapter is left, and it says what the trained module says."""
+    file = write(
+        tmp_path,
+        f"""\
+seed_everything: 0
+model:
+  class_path: IIT
+  init_args:
+    base: {shallow_gpt2}
+    alignment:
+      gender: {{layer: 2, position: last, intervention: {{class_path: LowRankSubspace, init_args: {{rank: 2}}}}}}
+    optimizer: {{class_path: Adam, init_args: {{lr: 0.05}}}}
+    lora: {{rank: 2, modules: ["*.mlp.c_fc", "*.attn.c_attn"]}}
+    w_kl: 0.1
+data:
+  class_path: CounterfactualDataModule
+  init_args:
+    task: {{class_path: PronounGender}}
+    sizes: {{train: 16, validation: 8, test: 8, test_templates: 8}}
+    batch_size: 8
+trainer: {{max_epochs: 1, default_root_dir: ROOT, num_sanity_val_steps: 0}}
+""",
+    )
+    ran = iitkit("fit", "--config", file)
+    assert ran.code == 0, ran.err
+    root = tmp_path / "run"
+    kept = weights(root / "checkpoints" / "best.ckpt")
+    assert {key.rsplit(".", 1)[1] for key in kept if key.startswith("base_model")} == {"A", "B"}
+    before, tokenizer = load_base(shallow_gpt2)
+    after, own = load_base(str(root / "network"))
+    assert own.get_vocab() == tokenizer.get_vocab()
+    prefix = "transformer.h.1.mlp.c_fc"
+    delta = [kept[f"base_model.{prefix}.parametrizations.weight.0.{name}"] for name in ("A", "B")]
+    expected = before.get_submodule(prefix).weight + 2.0 * delta[0] @ delta[1]
+    assert torch.allclose(after.get_submodule(prefix).weight, expected, atol=1e-6)
+    assert delta[1].abs().max() > 0.01
+    changed = [n for n, p in after.state_dict().items() if not torch.equal(p, before.state_dict()[n])]
+    assert changed == [f"transformer.h.{i}.{m}.weight" for i in range(4) for m in ("attn.c_attn", "mlp.c_fc")]
+    said_ = call(after, _tokens(own, "Yesterday, Mary walked home because"))
+    assert torch.isfinite(said_.logits).all()
+
+
+def _tokens(tokenizer: object, text: str) -> object:
+    from iitkit.batch import Tokens
+
+    encoded = tokenizer(text, return_tensors="pt")  # type: ignore[operator]
+    return Tokens(encoded["input_ids"], encoded["attention_mask"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.w_iti=1"], "model: IIT has no key 'w_iti'. Did you mean 'w_iit'?"),
+        (["--model.train=bse"], "model.train: given 'bse', expected 'base' or 'interventions' or 'both'"),
+        (["--model.base=MPL"], "'MPL'"),
+        (["--model.w_behaviour=0", "--model.w_iit=0", "--model.w_strict=0"], "all weights are 0"),
+    ],
+)
+def test_errors(tmp_path: Path, options: list[str], message: str) -> None:
+    assert message in said(iitkit("fit", "--config", write(tmp_path, CONFIG), *options))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [CONFIG, SYMBOLS], ids=["vectors", "symbols"])
+def test_two_processes_are_one(text: str, tmp_path: Path) -> None:
+    """Two processes with half the batch each take the steps of one with the whole."""
+    config = write(tmp_path, text)
+    for processes in (1, 2):
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "iitkit", "fit", "--config", str(config)),
+                *(f"--trainer.default_root_dir={tmp_path / str(processes)}", f"--trainer.devices={processes}"),
+                *("--trainer.accelerator=cpu", f"--data.batch_size={8 // processes}"),
+                *("--data.eval_batch_size=8", "--trainer.enable_progress_bar=false"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("IIA, 95 %") == 1  # one of them reports
+    ours, theirs = (weights(tmp_path / str(processes) / "checkpoints" / "last.ckpt") for processes in (1, 2))
+    assert ours.keys() == theirs.keys()
+    assert len(ours) > 5
+    for key, value in ours.items():
+        assert (value.double() - theirs[key].double()).abs().max() <= 1e-4 * (1 + value.double().abs().max()), key
