@@ -76,19 +76,28 @@ def examples_of(
         IITKitError: see :func:`patch`.
     """
     if isinstance(base, Batch) or hasattr(base, "every_pair"):
-        for name, given in (("source", source), ("answers", asked.answers), ("wrong", asked.wrong)):
+        own = {"source": source, "answers": asked.answers, "wrong": asked.wrong, "prefix": asked.prefix or None}
+        for name, given in own.items():
             if given is not None:
                 raise IITKitError(f"{name}: pairs of a task or a dataset bring theirs along: leave it out")
         if isinstance(base, Batch):
+            _unread(of, "a batch of pairs has none")
             names: Any = asked.positions
             return of_batch(base, names, asked.batch_size)
         data: Data = base
         return of_data(model, data, asked.tokenizer, of[0], asked.positions, of[1], of[2], asked.batch_size)
+    _unread(of, "is of a task or a dataset")
     if source is None:
         raise IITKitError("no source: give what activations are taken from, as the base")
     if isinstance(base, Mapping) != isinstance(source, Mapping):
         raise IITKitError("base and source: expected both as text or both as what a tokenizer returns")
     return of_tokens(base, source, asked) if isinstance(base, Mapping) else of_text(base, source, asked)
+
+
+def _unread(of: tuple[str | None, str, int | None], why: str) -> None:
+    for name, given, default in zip(("variable", "split", "pairs"), of, (None, "test", None), strict=True):
+        if given != default:
+            raise IITKitError(f"{name}: {why}: leave it out")
 
 
 def of_data(
@@ -123,6 +132,8 @@ def of_data(
             "pairs of a task or a dataset need named positions, as base and source differ in length: give positions, "
             "e.g. a slot of its prompt or 'last'"
         )
+    if most is not None and most < 1:
+        raise IITKitError(f"pairs {most}: expected 1 or more")
     if split not in data.splits:
         raise IITKitError(f"no split {split!r}.{did_you_mean(split, data.splits)} Expected {choices(data.splits)}")
     several, alone = listed(positions)

@@ -157,7 +157,7 @@ def _measure(settings: Patching, root: Path, model: Any, tokenizer: Any) -> Meas
         "layers": settings.layers,
         "positions": settings.positions,
         "heads": settings.heads,
-        "prefix": settings.prefix,
+        "prefix": settings.prefix if settings.prompts is not None else "",  # pairs have it already
         "variable": settings.variable,
         "split": settings.split,
         "pairs": settings.pairs,

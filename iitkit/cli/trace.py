@@ -140,6 +140,8 @@ def _facts(settings: Trace) -> list[Fact]:
         refuse(settings, {"most": None, "split": "test"}, "is of a task or data")
         assert settings.prompts is not None
         return facts_of(rows_of(settings.prompts, FACT))
+    if settings.most is not None and settings.most < 1:
+        raise IITKitError(f"most {settings.most}: expected 1 or more")
     data = data_of(settings.task, settings.data, settings.prefix, settings.most, settings.seed)
     slots = data.source.spans
     if settings.subject is None:

@@ -439,6 +439,12 @@ def test_pairs_of_a_task(padding: Any) -> None:
     assert grid.about["task"] == "IndirectObject"
     with pytest.raises(IITKitError, match="need the variable that is interchanged"):
         patch(model, data, tokenizer=tokenizer, positions=["last"])
+    for changes, says in (
+        ({"pairs": 0}, "pairs 0: expected 1 or more"),
+        ({"prefix": "<|endoftext|>"}, "prefix: pairs of a task or a dataset bring theirs along"),
+    ):
+        with pytest.raises(IITKitError, match=says):
+            patch(model, data, tokenizer=tokenizer, variable="io_position", positions=["last"], **changes)
     with pytest.raises(IITKitError, match="need named positions"):
         patch(model, data, tokenizer=tokenizer, variable="io_position")
     with pytest.raises(IITKitError, match=r"no split 'tests'\. Did you mean 'test'"):
@@ -475,6 +481,8 @@ def test_a_batch_of_pairs_with_answers_of_several_tokens() -> None:
         right = float(scores.index(max(scores)) == int(batch.label[row]))
         assert grid.values[0, 0, row] == right
     assert set(np.unique(grid.values)) <= {0.0, 1.0}
+    with pytest.raises(IITKitError, match="variable: a batch of pairs has none: leave it out"):
+        patch(model, changed, positions=["name"], metrics="iia", variable="gender")
     with pytest.raises(IITKitError, match="answers of several tokens are measured by iia alone"):
         patch(model, changed, positions=["name"], metrics="probability")
 
@@ -629,6 +637,9 @@ BASE, SOURCE = "Yesterday, Mary walked home because", "Yesterday, John walked ho
         ({"source": None}, "no source: give what activations are taken from"),
         ({"source": [SOURCE, SOURCE]}, "1 bases and 2 sources: expected as many of both"),
         ({"source": "Today, John"}, f"the base {BASE!r} has 6 tokens, its source"),
+        ({"variable": "gender"}, "variable: is of a task or a dataset: leave it out"),
+        ({"split": "train"}, "split: is of a task or a dataset: leave it out"),
+        ({"pairs": 3}, "pairs: is of a task or a dataset: leave it out"),
         ({"positions": ["name"]}, "position 'name' names a span, and this text has none"),
         ({"positions": []}, "positions: expected one or several"),
         ({"positions": [17]}, "position 17 is outside a prompt of 6 tokens"),

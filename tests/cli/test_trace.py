@@ -123,6 +123,8 @@ def test_prompts_of_a_task(shallow_gpt2: str, tmp_path: Path) -> None:
     assert "not ' he'" in ran.err or "not ' she'" in ran.err
     ran = iitkit("trace", "--config", write(tmp_path, shallow_gpt2, prompts=None, task=task, subject="nam"))
     assert said(ran) == "iitkit: subject 'nam': Did you mean 'name'? expected one of name"
+    ran = iitkit("trace", "--config", config, "--most", -1)
+    assert said(ran) == "iitkit: most -1: expected 1 or more"
     ran = iitkit("trace", "--config", write(tmp_path, shallow_gpt2, prompts=None, task=task))
     assert said(ran) == "iitkit: subject: which slot of the prompt is corrupted? Expected one of name"
 
