@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_loopback"
 USER = "user"
+_API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(\w[\w-]*)(?:/([^/]+))?(/.*)?)?")
 
 
 @dataclass
@@ -27,6 +29,7 @@ class Repo:
     """A repo: commit → files, branch → commit."""
 
     private: bool = False
+    gated: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
@@ -46,18 +49,36 @@ class Repo:
 
 @dataclass
 class Hub:
-    """What the server holds and has been asked; ``fails`` is the status that every request then gets."""
+    """What the server holds and has been asked.
+
+    ``fails`` is the status that every request then gets; a request whose path holds ``breaks`` gets no answer: the
+    connection is dropped when it has been read.
+    """
 
     url: str = ""
     repos: dict[tuple[str, str], Repo] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     fails: int = 0
+    breaks: str = ""
 
     def put(self, kind: str, name: str, files: dict[str, bytes], private: bool = False) -> Repo:
         """Make a repo (``models`` or ``datasets``) with files on main."""
         repo = self.repos[kind, name] = Repo(private)
         repo.commit("main", files)
         return repo
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request about a repo says.
+
+    Its body, the folder that it is about, whether it is a pull request, and whether what folders hold is wanted too.
+    """
+
+    body: bytes
+    inside: str
+    pull_request: bool
+    whole: bool
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -87,9 +108,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        path = unquote(urlsplit(self.path).path)
+        raw = urlsplit(self.path)
+        path = unquote(raw.path)
         self.hub.asked.append(f"{self.command} {path}")
-        if self.hub.fails:
+        if self.hub.breaks and self.hub.breaks in path:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+        elif self.hub.fails:
             self.answer(self.hub.fails, {"error": "out of order"})
         elif path == "/api/repos/create":
             self.create(json.loads(body))
@@ -97,11 +122,13 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"errors": [], "warnings": []})
         elif path == "/api/whoami-v2":
             self.answer(200 if self.known else 401, {"type": "user", "name": USER} if self.known else {"error": "who?"})
-        elif found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(\w[\w-]*)(?:/([^/]+))?(/.*)?)?", path):
-            kind, name, action, revision, _ = found.groups()
-            self.repo(kind, name, action or "revision", revision or "main", body)
-        elif found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            self.resolve("datasets" if found[1] else "models", *found.groups()[1:])
+        elif found := re.fullmatch(_API, raw.path):
+            kind, name, action, revision, inside = (unquote(part or "") for part in found.groups())
+            whole = re.search(r"recursive=(1|true)", raw.query, re.IGNORECASE) is not None
+            asked = Asked(body, inside.strip("/"), "create_pr=1" in raw.query, whole)
+            self.repo(kind, name, action or "revision", revision or "main", asked)
+        elif found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", raw.path):
+            self.resolve("datasets" if found[1] else "models", *(unquote(part) for part in found.groups()[1:]))
         else:
             self.answer(404, {"error": f"no {path} here"})
 
@@ -121,8 +148,8 @@ class Handler(BaseHTTPRequestHandler):
             url = f"{self.hub.url}/{'datasets/' if kind == 'datasets' else ''}{name}"
             self.answer(200 if made else 409, {"url": url, "name": name})
 
-    def repo(self, kind: str, name: str, action: str, revision: str, body: bytes) -> None:
-        repo = self.hub.repos.get((kind, name))
+    def repo(self, kind: str, name: str, action: str, revision: str, asked: Asked) -> None:
+        repo, body = self.hub.repos.get((kind, name)), asked.body
         if repo is None or (repo.private and not self.known):
             return self.lacks("Repo")
         if self.command == "POST" and not self.known:
@@ -142,23 +169,45 @@ class Handler(BaseHTTPRequestHandler):
         if action == "commit":
             lines = [json.loads(line) for line in body.splitlines() if line.strip()]
             new, message = dict(files), ""
+            if not asked.pull_request and not name.startswith(f"{USER}/"):
+                return self.answer(403, {"error": "not yours"})
             for line in lines:
                 if line["key"] == "header":
                     message = line["value"]["summary"]
+                    if line["value"].get("parentCommit", repo.sha(revision)) != repo.sha(revision):
+                        return self.answer(412, {"error": "A commit has happened since"})
                 elif line["key"] == "file":
                     new[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
                 elif line["key"] == "deletedFile":
                     new.pop(line["value"]["path"], None)
-            sha = repo.commit(revision, new, message)
-            return self.answer(200, {"commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "commitOid": sha})
+            number = sum(branch.startswith("refs/pr/") for branch in repo.branches) + 1
+            sha = repo.commit(f"refs/pr/{number}" if asked.pull_request else revision, new, message)
+            made = {"commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "commitOid": sha}
+            if asked.pull_request:
+                made["pullRequestUrl"] = f"{self.hub.url}/{name}/discussions/{number}"
+            return self.answer(200, made)
         entries = [{"type": "file", "path": p, "size": len(d), "oid": _oid(d)} for p, d in sorted(files.items())]
         if action == "tree":
-            return self.answer(200, entries)
+            return self.tree(entries, asked)
         if action == "paths-info":
-            return self.answer(200, [entry for entry in entries if entry["path"] in json.loads(body)["paths"]])
+            wanted = parse_qs(body.decode())["paths"]
+            return self.answer(200, [entry for entry in entries if entry["path"] in wanted])
         siblings = [{"rfilename": entry["path"]} for entry in entries]
         info = {"id": name, "sha": repo.sha(revision), "private": repo.private, "siblings": siblings, "tags": []}
         return self.answer(200, info)
+
+    def tree(self, entries: list[dict[str, Any]], asked: Asked) -> None:
+        """Answer the files and folders that a folder holds itself, or all files below it."""
+        prefix = f"{asked.inside}/" if asked.inside else ""
+        found: dict[str, dict[str, Any]] = {}
+        for entry in entries:
+            if entry["path"].startswith(prefix):
+                first, _, rest = entry["path"].removeprefix(prefix).partition("/")
+                folder = {"type": "directory", "path": prefix + first, "oid": _oid(first.encode()), "size": 0}
+                found[entry["path"] if asked.whole else first] = folder if rest and not asked.whole else entry
+        if prefix and not found:
+            return self.lacks("Entry")
+        return self.answer(200, list(found.values()))
 
     def resolve(self, kind: str, name: str, revision: str, file: str) -> None:
         repo = self.hub.repos.get((kind, name))
@@ -166,6 +215,8 @@ class Handler(BaseHTTPRequestHandler):
             self.lacks("Repo")
         elif repo.sha(revision) not in repo.commits:
             self.lacks("Revision")
+        elif repo.gated and not self.known:
+            self.answer(403, {"error": "gated"}, X_Error_Code="GatedRepo")
         elif file not in repo.files(revision):
             self.lacks("Entry")
         else:

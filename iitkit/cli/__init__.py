@@ -20,6 +20,8 @@ COMMANDS = {
     "vector": ("vector", "steering vectors from two lists of prompts, without training"),
     "plot": ("plot", "draw a saved grid again: PNG and interactive page"),
     "steer": ("steer", "what a model writes when trained interventions steer it; compare, sweep the strength"),
+    "push": ("push", "push an artifact to the Hugging Face Hub"),
+    "pull": ("pull", "fetch an artifact from the Hugging Face Hub"),
     "data": ("data", "report on a task's or a dataset's pairs before any training; save and push them"),
     "sites": ("sites", "print a network's components, modules, widths and heads; loads no weights"),
 }

@@ -15,7 +15,8 @@ from iitkit.errors import IITKitError, choices
 from iitkit.hub.artifact import Artifact
 from iitkit.hub.card import is_generated
 from iitkit.hub.files import read_folder
-from iitkit.hub.pull import is_repo_id, pull
+from iitkit.hub.pull import fetched
+from iitkit.hub.remote import is_repo_id
 from iitkit.hub.saving import VALUES
 from iitkit.hub.schema import CONFIG, SIZES
 from iitkit.hub.sizes import limited
@@ -47,7 +48,7 @@ def load(
     """
     folder, name = Path(path), os.fspath(path)
     if isinstance(path, str) and not folder.exists() and is_repo_id(path):
-        folder = pull(path, revision=revision, subfolder=subfolder, token=token)
+        folder = fetched(path, revision, subfolder, token)
     elif revision is not None or subfolder is not None or token is not None:
         given = "revision" if revision is not None else "subfolder" if subfolder is not None else "token"
         raise IITKitError(f"{given} is of a repo on the Hub, user/repo: {name} is none. Leave it out")

@@ -11,10 +11,8 @@ from typing import Any
 
 from iitkit.errors import IITKitError, choices
 from iitkit.hub.files import NEEDED, check_names, check_size, read_folder
-from iitkit.hub.remote import asked, checked_subfolder, is_repo_id, parted, unreachable
+from iitkit.hub.remote import asked, checked_subfolder, parted, unreachable
 from iitkit.hub.schema import CONFIG, FILES
-
-__all__ = ["is_repo_id", "pull"]
 
 
 def pull(
@@ -44,12 +42,10 @@ def pull(
         IITKitError: a repo that is not there, or whose artifact is not complete, damaged or hostile; a Hub that cannot
             be reached.
     """
-    name, revision = parted(repo_id, revision)
-    inside = checked_subfolder(subfolder)
     target = None if folder is None else Path(folder)
     if target is not None and target.exists():
         raise IITKitError(f"{target} is there already: name a folder that is not, or delete it")
-    found = _fetched(name, revision, inside, token)
+    found = fetched(repo_id, revision, subfolder, token)
     read_folder(found)
     if target is None:
         return found
@@ -70,10 +66,22 @@ def pull(
     return target
 
 
-def _fetched(name: str, revision: str | None, inside: str | None, token: str | None) -> Path:
-    """Return the folder of the Hub's cache that holds the artifact's files."""
+def fetched(repo_id: str, revision: str | None = None, subfolder: str | None = None, token: str | None = None) -> Path:
+    """Return the folder of the Hub's cache that holds an artifact's files, which nobody has read yet.
+
+    Args:
+        repo_id: ``user/repo`` or ``user/repo@revision``.
+        revision: branch, tag or commit; the newest of ``main`` unless said.
+        subfolder: folder in the repo.
+        token: the one that you are logged in with unless given.
+
+    Raises:
+        IITKitError: see :func:`pull`.
+    """
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
+    name, revision = parted(repo_id, revision)
+    inside = checked_subfolder(subfolder)
     api = HfApi(token=token)
     prefix = f"{inside}/" if inside else ""
     kept: dict[str, Any] = {"token": token, "allow_patterns": [glob.escape(prefix + file) for file in FILES]}

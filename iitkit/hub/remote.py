@@ -57,6 +57,8 @@ def asked(question: Callable[[], T], repo_id: str, revision: str | None = None, 
     name = f"artifact {repo_id!r}"
     try:
         return question()
+    except IITKitError:
+        raise
     except errors.HFValidationError as error:
         raise IITKitError(f"{name}: expected user/name: {_first(error)}") from error
     except errors.GatedRepoError as error:
