@@ -152,6 +152,12 @@ def _facts(settings: Trace) -> list[Fact]:
     if settings.split not in data.splits:
         hint = did_you_mean(settings.split, data.splits)
         raise IITKitError(f"split {settings.split!r}:{hint} expected one of {choices(data.splits)}")
+    if data.source.inputs(settings.split) is not None:
+        raise IITKitError("data: the inputs are no text: tracing takes prompts")
+    unread = {"shots": data.shots, "chat": data.wording.chat, "max_tokens": data.wording.max_tokens}
+    for name, value in {**unread, "special_tokens": data.wording.special_tokens is False}.items():
+        if value:
+            raise IITKitError(f"data.{name}: tracing reads the prompts as they are, behind data.prefix: leave it out")
     texts, _, _ = data.source.prompts(settings.split)
     truths = data.source.truths(settings.split)
     facts = [

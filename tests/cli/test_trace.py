@@ -130,6 +130,30 @@ def test_prompts_of_a_task(shallow_gpt2: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"shots": 2}, "data.shots: tracing reads the prompts as they are, behind data.prefix: leave it out"),
+        ({"chat": True}, "data.chat: tracing reads the prompts as they are"),
+        ({"max_tokens": 9}, "data.max_tokens: tracing reads the prompts as they are"),
+        ({"special_tokens": False}, "data.special_tokens: tracing reads the prompts as they are"),
+    ],
+)
+def test_what_stands_around_the_prompts_of_data(
+    options: dict[str, Any], says: str, shallow_gpt2: str, tmp_path: Path
+) -> None:
+    data = {
+        "class_path": "CounterfactualDataModule",
+        "init_args": {
+            "task": {"class_path": "PronounGender"},
+            "sizes": {"train": 8, "validation": 8, "test": 8, "test_templates": 8},
+            **options,
+        },
+    }
+    config = write(tmp_path, shallow_gpt2, prompts=None, prefix=None, data=data, subject="name")
+    assert said(iitkit("trace", "--config", config)).startswith(f"iitkit: {says}")
+
+
+@pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"prompts": None}, "inputs: expected one of prompts, task, data; given none of them"),
