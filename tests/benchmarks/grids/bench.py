@@ -6,6 +6,9 @@ where it is a peer, of an environment of its own; the first turn runs every cell
 take turns on all cells (iitkit) or a sample of them (the others). A number is the median over the turns; of iitkit it
 counts all that a grid takes, of the others the cells alone, without the source's run.
 
+A third measurement, ``facts``, is the whole of ``configs/trace_smollm2.yaml`` on one core: 20 facts, 10 draws, block
+outputs over all 30 layers and all positions.
+
 Seconds are the process's own (CPU) time, which on an idle machine is the clock's: it tells a slow grid from a busy
 machine. Both are printed and written.
 """
@@ -17,6 +20,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -41,9 +45,12 @@ BOUNDS = {
     ("trace", "hooked"): 8.0,
 }
 """How many times quicker iitkit must be."""
+MOST_FACTS = 8 * 60.0
+"""Seconds that the facts may take; asked of two cores, measured on one."""
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _ENVIRONMENT = {**_ONE_THREAD, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+KINDS = (*tasks.KINDS, "facts")
 TOLERANCE = 1e-4
 """Most that logits may differ between tools, of the largest."""
 
@@ -51,7 +58,7 @@ TOLERANCE = 1e-4
 def parsed() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--grids", nargs="+", choices=tasks.KINDS, default=list(tasks.KINDS), help="which grids")
+    parser.add_argument("--grids", nargs="+", choices=KINDS, default=list(KINDS), help="which grids")
     parser.add_argument("--repeats", type=int, default=5, help="turns after the first (default 5)")
     parser.add_argument("--sample", type=int, default=18, help="cells of the others' later turns (default 18)")
     parser.add_argument("--no-peer", action="store_true", help="only iitkit and one hooked forward per cell")
@@ -125,6 +132,27 @@ def floor(kind: str, folder: Path) -> dict[str, float]:
     return {"gflop": round(flop / 1e9, 1), "gflops": round(rate / 1e9, 1), "seconds": flop / rate / cells}
 
 
+def facts(folder: Path) -> dict[str, Any]:
+    """Trace the facts of the config in a process of one thread.
+
+    Raises:
+        WorkerError: it failed.
+    """
+    load = os.getloadavg()[0]
+    command = [sys.executable, str(HERE / "facts.py"), str(folder)]
+    ran = subprocess.run(command, env={**os.environ, **_ENVIRONMENT}, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise WorkerError(f"facts failed:\n{ran.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    seconds = found["cpu"]
+    verdict = "PASS" if seconds <= MOST_FACTS else "FAIL"
+    print(
+        f"\nfacts: {found['facts']} facts, {found['cells']} cells of {found['draws']} rows, load {load:.1f}: "
+        f"{seconds:.0f} CPU s, {found['seconds']:.0f} s by the clock  (≤ {MOST_FACTS:g}) {verdict}"
+    )
+    return {**found, "load": round(load, 1)}
+
+
 def told(kind: str, found: dict[str, Any]) -> list[str]:
     """Print a grid's table; return what was missed."""
     missed = []
@@ -151,6 +179,12 @@ def told(kind: str, found: dict[str, Any]) -> list[str]:
     return missed
 
 
+def write(result: dict[str, Any], options: argparse.Namespace) -> None:
+    """Write what was measured so far."""
+    if options.out is not None:
+        options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
 def main() -> int:
     """Measure, print, write; 1 where a bound is missed or a tool fails."""
     options = parsed()
@@ -166,6 +200,12 @@ def main() -> int:
         tasks.write(folder)
         for kind in options.grids:
             try:
+                if kind == "facts":
+                    result["facts"] = facts(folder)
+                    if result["facts"]["cpu"] > MOST_FACTS:
+                        missed.append(f"facts: {result['facts']['cpu']:.0f} s, must be {MOST_FACTS:g}")
+                    write(result, options)
+                    continue
                 found = measure(kind, folder, options)
                 found["floor"] = floor(kind, folder)
             except (WorkerError, RuntimeError) as error:  # one grid fails: the table says so, and goes on
@@ -175,8 +215,7 @@ def main() -> int:
             for tool in found["tools"].values():
                 tool["seconds"], tool["cpu"] = ([float(f"{x:.4g}") for x in tool[key]] for key in ("seconds", "cpu"))
             result["grids"][kind] = found
-            if options.out is not None:
-                options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+            write(result, options)
     for miss in missed:
         print("MISSED", miss)
     return int(bool(missed) and not options.no_fail)
