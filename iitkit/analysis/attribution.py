@@ -21,7 +21,7 @@ from iitkit.analysis.grid import Grid
 from iitkit.analysis.metrics import DIFFERENTIABLE, Measure
 from iitkit.analysis.pairs import examples_of
 from iitkit.analysis.patching import Patcher, asked_of
-from iitkit.analysis.progress import Bar, Tell
+from iitkit.analysis.progress import Bar, Estimate, Left, Tell
 from iitkit.errors import IITKitError, choices, did_you_mean
 from iitkit.models.anatomy import locate
 from iitkit.models.editing import Visit, visiting
@@ -85,7 +85,7 @@ def attribute(
         batch_size: examples that are run together.
         engine: runs the exact cells.
         progress: whether to show a bar.
-        tell: is told how far estimates and exact values agree.
+        tell: is told what the exact cells will cost, and how far estimates and exact values agree.
 
     Returns:
         A grid like that of :func:`~iitkit.analysis.patching.patch`, of changes of the metric, with ``attribution`` and
@@ -120,12 +120,12 @@ def attribute(
     real = torch.full_like(estimate, torch.nan)
     failed: dict[int, str] = {}
     everything = torch.full_like(real[0], torch.nan)
-    interrupted = False
+    interrupted, estimated = False, Estimate(tell, "example")
     with Bar("exact cells", len(examples), progress) as bar:
         start = 0
         for chunk, of_base in zip(examples.chunks, of_bases, strict=True):
             bar.size = len(chunk)
-            table = _exact(patcher, chunk, metric, chosen, bar)
+            table = _exact(patcher, chunk, metric, chosen, bar, estimated, len(examples) - start)
             change = table.values[..., 0].double().cpu() - of_base
             real[chosen, start : start + len(chunk)] = change[:-1]
             everything[start : start + len(chunk)] = change[-1]
@@ -257,12 +257,15 @@ def _chosen(estimate: Tensor, exact: int | None) -> Tensor:
     return torch.cat([order[:top], order[rest]])
 
 
-def _exact(patcher: Patcher, chunk: Chunk, metric: str, chosen: Tensor, bar: Bar) -> Found:
+def _exact(
+    patcher: Patcher, chunk: Chunk, metric: str, chosen: Tensor, bar: Bar, estimate: Estimate, left: int
+) -> Found:
     """Return the metric under each chosen cell, and at last under all of the grid's at once, [chosen + 1, B, 1]."""
     base, source = patcher.runs(chunk)
     measure = Measure([metric], chunk.answers, *patcher.turned(base.logits, source.logits))
     cells = patcher.cells(chunk, source)
     some = [*(cells[int(i)] for i in chosen), patcher.everything(chunk, source)]
+    estimate.of(lambda: patcher.engine.cost(base, some), Left(left, left / len(chunk)))
     return patcher.engine.table(base, some, measure, bar.part)
 
 
