@@ -172,6 +172,18 @@ def window_of(layer: int, window: int, count: int) -> list[int]:
     return list(range(max(0, layer - window // 2), min(count, layer - (-window // 2))))
 
 
+def lost(failed: Mapping[int, str], of: int) -> dict[str, Any]:
+    """Return what ``about`` says of ``everything`` and ``nothing``, which stand behind ``of`` cells, where they fail."""
+    found = {name: failed[of + at] for at, name in enumerate(("everything", "nothing")) if of + at in failed}
+    return {"failed_references": found} if found else {}
+
+
+def all_lost(grids: Iterable[Grid]) -> dict[str, Any]:
+    """Return what ``about`` says of references that failed in any of several grids."""
+    found = {name: line for grid in grids for name, line in grid.about.get("failed_references", {}).items()}
+    return {"failed_references": found} if found else {}
+
+
 def told(model: nn.Module, **more: Any) -> dict[str, Any]:
     """Return what every grid says of itself: the model, versions, and what else is given."""
     name = getattr(model, "name_or_path", "") or type(model).__name__

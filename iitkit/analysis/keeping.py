@@ -111,7 +111,7 @@ def measured(kept: Kept, bar: Bar, jobs: Sequence[Job], cells: bool = False) -> 
                     if cells and not done:
                         return [replace(grid, about={**grid.about, "unfinished": True})], True
                     raise KeyboardInterrupt
-                if grid is not None and not grid.failed:
+                if grid is not None and not grid.failed and "failed_references" not in grid.about:
                     kept.keep(job.example, grid)
                 examples, work = examples - job.size, work - job.work
             if grid is not None:

@@ -14,10 +14,12 @@ from iitkit.analysis.examples import Asked, Chunk, Examples
 from iitkit.analysis.frames import (
     Axis,
     Frame,
+    all_lost,
     checked_layers,
     checked_window,
     engine_of,
     listed,
+    lost,
     several,
     told,
     window_of,
@@ -267,7 +269,8 @@ class Patcher:
             "nothing": table.values[of + 1],
         }
         failed = {number: line for number, line in table.failed.items() if number < of}
-        about = {**self._settings(metrics), **({"interrupted": True} if table.interrupted else {})}
+        about = {**self._settings(metrics), **lost(table.failed, of)}
+        about |= {"interrupted": True} if table.interrupted else {}
         frame = Frame(self.axes(examples), metrics, alone, None if examples.single else chunk.names)
         return frame.grid(values, references, failed, about)
 
@@ -352,7 +355,7 @@ class Patcher:
     def _joined(self, done: Sequence[Grid], examples: Examples, metrics: list[str], interrupted: bool) -> Grid:
         grid = done[0] if examples.single else Grid.join(done, "example")
         more = {**self._settings(metrics), **examples.about, **({"interrupted": True} if interrupted else {})}
-        about = {**grid.about, **more}
+        about = {**grid.about, **more, **all_lost(done)}
         return Grid(grid.values, grid.dims, grid.coords, grid.references, grid.failed, about)
 
     def _settings(self, metrics: Sequence[str]) -> dict[str, Any]:

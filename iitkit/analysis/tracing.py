@@ -21,10 +21,12 @@ from iitkit.analysis.facts import Fact, facts_of
 from iitkit.analysis.frames import (
     Axis,
     Frame,
+    all_lost,
     checked_layers,
     checked_window,
     engine_of,
     listed,
+    lost,
     several,
     told,
     window_of,
@@ -305,6 +307,7 @@ class Tracer:
             "prompt": asked.text.text,
             "subject": list(asked.subject),
             "answer": said(self.tokenizer, [ready.answer])[0],
+            **lost(table.failed, of),
             **({"interrupted": True} if table.interrupted else {}),
         }
         return frame.grid(table.values[:of], references, failed, about)
@@ -312,7 +315,7 @@ class Tracer:
     # --- all of them ---
 
     def _joined(self, done: Sequence[Grid], single: bool, skipped: list[str], n: int, interrupted: bool) -> Grid:
-        more = {"facts": n, "skipped": skipped, **({"interrupted": True} if interrupted else {})}
+        more = {"facts": n, "skipped": skipped, **({"interrupted": True} if interrupted else {}), **all_lost(done)}
         if single:
             grid = done[0]
             return Grid(grid.values, grid.dims, grid.coords, grid.references, grid.failed, {**grid.about, **more})

@@ -165,11 +165,14 @@ def finish(grid: Grid) -> None:
         print(f"iitkit: {len(grid.failed)} values failed:", file=sys.stderr)
         for line in failures(grid):
             print(f"  {line}", file=sys.stderr)
+    references = grid.about.get("failed_references", {})
+    for name, line in references.items():
+        print(f"iitkit: reference {name} failed: {line}", file=sys.stderr)
     if grid.about.get("interrupted"):
         goes_on = "starts anew" if grid.about.get("unfinished") else "goes on from there"
         print(f"iitkit: interrupted; what is done is kept, and the same command {goes_on}", file=sys.stderr)
         sys.exit(130)
-    if grid.failed:
+    if grid.failed or references:
         sys.exit(1)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import iitkit
 from iitkit.analysis.attribution import attribute
+from iitkit.analysis.frames import all_lost
 from iitkit.analysis.grid import Grid
 from iitkit.analysis.patching import Direction, patch
 from iitkit.analysis.paths import HOLD, patch_paths
@@ -148,7 +149,7 @@ def _directed(measure: Measuring, pairs: Sequence[tuple[Prompt, Prompt]], direct
     shared = [grid.isel(example=range(n)) for grid in grids]
     alike = [replace(grid, coords=shared[0].coords) for grid in shared]  # both are called by the first one's prompts
     joined = Grid.join(alike, "direction", directions[: len(grids)])
-    return replace(joined, about={**joined.about, **interrupted})
+    return replace(joined, about={**joined.about, **interrupted, **all_lost(grids)})
 
 
 def _measure(settings: Patching, root: Path, model: Any, tokenizer: Any) -> Measuring:

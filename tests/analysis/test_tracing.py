@@ -345,6 +345,17 @@ def test_a_failed_cell_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert grid.failed == {(1, 2): "no memory"}  # 7 tokens a layer
     assert np.isnan(grid.values).sum() == 1
 
+    def lost(self: Engine, base: Any, cells: Any, *args: Any, **kwargs: Any) -> Any:
+        found = run(self, base, cells, *args, **kwargs)
+        found.failed[len(cells) - 1] = "no memory"
+        return found
+
+    monkeypatch.setattr(Engine, "table", lost)
+    for prompts, subjects in ((PROMPT, "Mary"), ([PROMPT], ["Mary"])):
+        grid = trace(model, tokenizer, prompts, subjects, prefix=PREFIX, draws=1)
+        assert not grid.failed
+        assert grid.about["failed_references"] == {"nothing": "no memory"}
+
 
 @pytest.mark.parametrize(
     ("given", "says"),

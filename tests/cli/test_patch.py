@@ -197,6 +197,30 @@ def test_a_failed_cell_fails_the_exit_code(shallow_gpt2: str, tmp_path: Path, mo
     assert "layer 1, position end, example Yesterday, John walked home because: RuntimeError: no memory" in ran.err
 
 
+@pytest.mark.parametrize("direction", ["noising", "both"])
+def test_references_that_fail_fail_the_exit_code(
+    direction: str, shallow_gpt2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Engine.table
+
+    def failing(self: Engine, base: Any, cells: Any, *args: Any, **kwargs: Any) -> Any:
+        found = run(self, base, cells, *args, **kwargs)
+        found.failed[len(cells) - 2] = "RuntimeError: no memory"
+        found.values[len(cells) - 2] = torch.nan
+        return found
+
+    config = write(tmp_path, shallow_gpt2, positions=["name", "end"], direction=direction)
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "table", failing)
+        ran = iitkit("patch", "--config", config)
+    assert ran.code == 1
+    assert ran.err.strip() == "iitkit: reference everything failed: RuntimeError: no memory"
+    grid = Grid.load(tmp_path / "run" / "patch")
+    assert not grid.failed
+    assert np.isnan(grid.references["everything"]).all()
+    assert iitkit("patch", "--config", config).code == 0  # what failed was not kept as done
+
+
 @pytest.mark.parametrize("stop", [1, 2, 3, 4])
 def test_ctrl_c_ends_both_directions(
     stop: int, shallow_gpt2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
