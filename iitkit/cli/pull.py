@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from iitkit.cli.options import options, parser
 
 USAGE = """\
-Fetch an artifact from the Hugging Face Hub: its own files, checked, no code. iitkit.load("user/repo") does it by itself.
+Fetch an artifact from the Hugging Face Hub: its own files, checked, no code. iitkit.load("user/repo") does so itself.
 """
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from iitkit.hub.identity import is_local, name_of
+from iitkit.hub.identity import is_local, name_of, without_folders
 
 if TYPE_CHECKING:
     from iitkit.hub.artifact import Artifact
@@ -17,10 +17,18 @@ MEASURED = {
     "test": "trained",
     "full_vector": "full vector swapped (control)",
     "random_subspace": "random subspaces (control)",
+    "plain/test": "plain model (control)",
     "test_templates": "trained, unseen templates",
 }
 """Groups of metrics that the card shows, and what it calls them."""
-RATES = {"iia": "IIA", "iia_flipped": "IIA, flipped pairs", "iia_kept": "IIA, kept pairs"}
+RATES = {
+    "iia": "IIA",
+    "iia_flipped": "IIA, flipped pairs",
+    "iia_kept": "IIA, kept pairs",
+    "exact": "written exactly",
+    "token_accuracy": "tokens right",
+}
+"""Rates that it shows, where they were measured."""
 _MARK = re.compile(r"\n<!-- written by iitkit; edit it and it is yours \(([0-9a-f]{16})\) -->\n\Z")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -48,7 +56,7 @@ def card(artifact: Artifact, where: str, subfolder: str | None = None) -> str:
 
     config, base = artifact.config, artifact.config["base"]
     name = name_of(base)
-    title = f"{config.get('task') or 'Interventions'} in {name}"
+    title = _cell(f"{task_of(config) or 'Interventions'} in {name}")
     results = _results(config, artifact.metrics)
     public = not is_local(base) and _HUB_ID.fullmatch(name) and base["revision"] != "unknown"
     meta: dict[str, Any] = {
@@ -60,13 +68,24 @@ def card(artifact: Artifact, where: str, subfolder: str | None = None) -> str:
     front = yaml.safe_dump(meta, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
     parts = [
         f"---\n{front}---\n\n# {title}",
-        f"Trained interventions of [iitkit](https://pypi.org/project/iitkit/) on `{name}` ({base['architecture']}):",
+        f"Trained interventions for `{_cell(name)}` ({_cell(base['architecture'])}), made with iitkit:",
         _sites(config["placements"]),
         _table(artifact.metrics),
-        f"```python\n{snippet(artifact, where, subfolder)}\n```",
+        fenced(snippet(artifact, where, subfolder)),
     ]
     text = "\n\n".join(part for part in parts if part) + "\n"
     return f"{text}\n<!-- written by iitkit; edit it and it is yours ({_digest(text)}) -->\n"
+
+
+def task_of(config: Mapping[str, Any]) -> str:
+    """Return what the interventions are about; of a file its name alone."""
+    return without_folders(str(config.get("task") or ""))
+
+
+def fenced(code: str) -> str:
+    """Return Python as a block of Markdown, whatever it says."""
+    fence = "```" if "```" not in code else "~" * (3 + code.count("~"))
+    return f"{fence}python\n{code}\n{fence}"
 
 
 def _sites(placements: Mapping[str, Mapping[str, Any]]) -> str:
@@ -91,30 +110,30 @@ def _called(spec: Mapping[str, Any]) -> str:
 
 def _results(config: Mapping[str, Any], metrics: Mapping[str, float | None]) -> list[dict[str, Any]]:
     """Return the model-index: IIA on all and on flipped pairs, and the same of the controls."""
-    task = str(config.get("task") or "interchange")
+    task = task_of(config) or "interchange"
     found = [
         {"type": rate, "name": f"{RATES[rate]}, {called}", "value": round(float(value), 4)}
         for group, called in MEASURED.items()
-        for rate in ("iia", "iia_flipped")
-        if (value := metrics.get(f"{group}/{rate}")) is not None
+        for rate in RATES
+        if rate != "iia_kept" and (value := metrics.get(f"{group}/{rate}")) is not None
     ]
     about = {"task": {"type": "interchange-intervention"}, "dataset": {"type": task, "name": task, "split": "test"}}
     return [{**about, "metrics": found}] if found else []
 
 
 def _table(metrics: Mapping[str, float | None]) -> str:
-    rows = [
-        [called, *(_shown(metrics, group, rate) for rate in RATES)]
-        for group, called in MEASURED.items()
-        if f"{group}/iia" in metrics
-    ]
-    lines: list[Sequence[str]] = [["test", *RATES.values()], ["---"] * 4, *rows]
+    groups = {
+        group: called for group, called in MEASURED.items() if any(f"{group}/{rate}" in metrics for rate in RATES)
+    }
+    rates = {rate: called for rate, called in RATES.items() if any(f"{group}/{rate}" in metrics for group in groups)}
+    rows = [[called, *(_shown(metrics, group, rate) for rate in rates)] for group, called in groups.items()]
+    lines: list[Sequence[str]] = [["test", *rates.values()], ["---"] * (len(rates) + 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""
 
 
 def _shown(metrics: Mapping[str, float | None], group: str, rate: str) -> str:
     value = metrics.get(f"{group}/{rate}")
-    n = metrics.get(f"{group}/{rate.replace('iia', 'n')}")
+    n = metrics.get(f"{group}/{rate.replace('iia', 'n') if rate.startswith('iia') else 'n'}")
     return "" if value is None else f"{value:.3f}" + ("" if n is None else f" ({n:.0f})")
 
 

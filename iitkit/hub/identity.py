@@ -60,8 +60,14 @@ def is_local(base: Mapping[str, Any]) -> bool:
 def name_of(base: Mapping[str, Any]) -> str:
     """Return a base model's name, without the folders of the machine that it was on."""
     found = str(base["id"])
-    return found.replace("\\", "/").rstrip("/").rpartition("/")[2] if is_local(base) or _is_path(found) else found
+    return _last(found) if is_local(base) else without_folders(found)
 
 
-def _is_path(text: str) -> bool:
-    return "://" not in text and (text.startswith(("/", ".", "~")) or "\\" in text or text.count("/") > 1)
+def without_folders(text: str) -> str:
+    """Return the last part of a path that tells of a machine; other texts, and ids of the Hub, as they are."""
+    told = text.startswith(("/", "~", "./", "../")) or (len(text) > 2 and text[1] == ":" and text[2] in "\\/")
+    return _last(text) if told else text
+
+
+def _last(path: str) -> str:
+    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]

@@ -8,9 +8,9 @@ from typing import Any
 
 from iitkit.errors import IITKitError
 from iitkit.hub.artifact import Artifact
-from iitkit.hub.card import is_generated
+from iitkit.hub.card import is_generated, task_of
 from iitkit.hub.files import check_size
-from iitkit.hub.identity import is_local, name_of
+from iitkit.hub.identity import name_of, without_folders
 from iitkit.hub.remote import LOGIN, asked, checked_subfolder, parted
 from iitkit.hub.saving import files_of
 from iitkit.hub.schema import FILES, README
@@ -50,8 +50,8 @@ def push(
 ) -> Pushed:
     """Push an artifact to the Hub in one commit: config.json, tensors, metrics and README, nothing else.
 
-    A README on the Hub is replaced only if iitkit wrote it and nobody has changed it since. The path of a base model
-    that is a folder of this machine is not told: its name is.
+    A README on the Hub is replaced only if iitkit wrote it and nobody has changed it since. Paths of this machine, of a
+    base model or of a file that an intervention began with, are not told: the last part of each is.
 
     Args:
         artifact: the artifact.
@@ -73,10 +73,7 @@ def push(
     prefix = f"{inside}/" if inside else ""
     if token is None and get_token() is None:
         raise IITKitError(f"artifact {name!r}: you are not logged in to the Hub. {LOGIN}")
-    base = artifact.config["base"]
-    told = {**base, "id": name_of(base)} if is_local(base) else base
-    public = replace(artifact, config={**artifact.config, "base": told})
-    files = files_of(public, artifact.card, name, inside)
+    files = files_of(public(artifact), artifact.card, name, inside)
     for file, data in files.items():
         check_size(file, len(data), file)
     api = HfApi(token=token)
@@ -111,3 +108,21 @@ def push(
         return Pushed(name, str(done.oid), str(done.pr_url or done.commit_url), by_hand)
 
     return asked(ask, name, revision, push=True)
+
+
+def public(artifact: Artifact) -> Artifact:
+    """Return an artifact as it may be shown: no path of this machine is in its config."""
+    config = artifact.config
+    told: dict[str, Any] = {**config, "base": {**config["base"], "id": name_of(config["base"])}}
+    told["placements"] = _told(config["placements"])
+    if config.get("task"):
+        told["task"] = task_of(config)
+    return replace(artifact, config=told)
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _told(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_told(item) for item in value]
+    return without_folders(value) if isinstance(value, str) else value

@@ -81,6 +81,8 @@ TOP: dict[str, Check] = {
     "task": (_or_none(is_text), "text or null"),
     "variables": (_mapping_of(lambda value: isinstance(value, list)), "a mapping of names to lists of values"),
     "prefix": (is_text, "text"),
+    "where": (lambda value: value in ("prompt", "generated", "all"), "prompt, generated or all"),
+    "chat": (lambda value: type(value) is bool, "true or false"),
     "tokenizer": (
         lambda value: isinstance(value, dict) and all(_or_none(_text)(value.get(k)) for k in TOKENIZER),
         "a mapping of vocabulary and chat_template to digests",

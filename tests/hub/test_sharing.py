@@ -59,7 +59,10 @@ with loopback.hub() as hub:
 
     base = save_tiny(home / "secret-place" / "tiny", "gpt2")
     model, tokenizer = iitkit.load_base(str(base))
-    edit = iitkit.LowRankSubspace(iitkit.SiteInfo(32, generator=torch.Generator().manual_seed(1)), rank=2)
+    began = torch.linalg.qr(torch.randn(32, 2, generator=torch.Generator().manual_seed(1)))[0]
+    from safetensors.torch import save_file
+    save_file({"basis": began.contiguous()}, str(home / "secret-place" / "began.safetensors"))
+    edit = iitkit.LowRankSubspace(iitkit.SiteInfo(32), rank=2, start=str(home / "secret-place" / "began.safetensors"))
     values = Values(("female", "male"), 40 * torch.randn(2, 2, generator=torch.Generator().manual_seed(2)), (3, 4))
     metrics = {"test/iia": 0.975, "test/iia_flipped": 0.95, "test/n": 40, "full_vector/iia": 1.0,
                "full_vector/iia_flipped": 1.0, "random_subspace/iia": 0.5, "random_subspace/iia_flipped": 0.025}
@@ -101,7 +104,8 @@ with loopback.hub() as hub:
     said["same weights"] = sent == (folder / "interventions.safetensors").read_bytes()
     said["told"] = [name for name, data in repo.files("main").items() if b"secret-place" in data]
     tell("loaded", lambda: torch.equal(logits(iitkit.load("user/gender")), plain))
-    tell("steered", lambda: [same(steered(iitkit.load("user/gender")), steered(found)), same(steered(found), written())])
+    edited = steered(found)
+    tell("steered", lambda: [same(steered(iitkit.load("user/gender")), edited), same(edited, written())])
     tell("commit", lambda: torch.equal(logits(iitkit.load("user/gender@" + said["pushed"])), plain))
     tell("revision", lambda: torch.equal(logits(iitkit.load("user/gender", revision=said["pushed"])), plain))
     tell("metrics", lambda: iitkit.load("user/gender").metrics == metrics)
@@ -282,6 +286,7 @@ def test_push_takes_the_artifact_and_nothing_else(said: dict[str, Any]) -> None:
 def test_what_is_pushed_tells_no_path_of_the_machine(said: dict[str, Any]) -> None:
     assert said["told"] == []
     assert said["config"]["base"]["id"] == "tiny"
+    assert said["config"]["placements"]["gender"]["intervention"]["start"] == "began.safetensors"
 
 
 @pytest.mark.parametrize(
