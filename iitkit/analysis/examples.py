@@ -65,6 +65,13 @@ class Chunk:
         """Which positions an example has, [B, P]."""
         return (self.base_at >= 0).any(2)
 
+    @property
+    def alike(self) -> list[str]:
+        """Names of examples whose base is their source."""
+        told = self.plain()
+        both = zip(self.names, told["base"], told["source"], strict=True)
+        return [name for name, base, source in both if base == source]
+
     def plain(self) -> dict[str, Any]:
         """Return all that the numbers depend on, as plain values."""
         found: dict[str, Any] = {"names": self.names}
@@ -217,8 +224,10 @@ def _spoken(inputs: Mapping[str, Any], name: str, asked: Asked) -> list[Encoded]
 def _tokens(given: Any, own: Sequence[str | None], texts: Sequence[str], tokenizer: Any, name: str) -> list[int] | None:
     """Return the first tokens of answers behind texts, given as text or as tokens, or what the prompts bring along."""
     if given is None:
-        if any(answer is None for answer in own):
+        if all(answer is None for answer in own):
             return None
+        if None in own:
+            raise IITKitError(f"{name}: {short(texts[own.index(None)])} has none, which other prompts have: give it")
         given = own
     many, alone = listed(given.tolist() if isinstance(given, Tensor | np.ndarray) else given)
     if alone:

@@ -173,7 +173,7 @@ def window_of(layer: int, window: int, count: int) -> list[int]:
 
 
 def lost(failed: Mapping[int, str], of: int) -> dict[str, Any]:
-    """Return what ``about`` says of ``everything`` and ``nothing``, which stand behind ``of`` cells, where they fail."""
+    """Return what ``about`` says of ``everything`` and ``nothing``, the two behind ``of`` cells, where they fail."""
     found = {name: failed[of + at] for at, name in enumerate(("everything", "nothing")) if of + at in failed}
     return {"failed_references": found} if found else {}
 

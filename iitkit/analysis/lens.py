@@ -92,6 +92,9 @@ def lens(
     asked = [Prompt(text) if isinstance(text, str) else text for text in texts]
     if not asked:
         raise IITKitError("no prompts: expected one or several")
+    if interventions is None and (sources is not None or strength != 1):
+        name = "strength" if sources is None else "sources"
+        raise IITKitError(f"{name}: only interventions read it: give interventions, or leave it out")
     encoded = [encode(tokenizer, prompt, prefix) for prompt in asked]
     engine = engine_of(model, engine)
     wanted = checked_layers(model, layers)
@@ -247,7 +250,11 @@ def _answers(
     for name, given in (("answers", answers), ("wrong", wrong)):
         if given is None:
             mine = [prompt.answer for prompt in prompts] if name == "answers" else [None]
-            given = None if any(answer is None for answer in mine) else mine
+            given = None if all(answer is None for answer in mine) else mine
+            if given is not None and None in mine:
+                raise IITKitError(
+                    f"answers: {short(prompts[mine.index(None)].text)} has none, which other prompts have"
+                )
         if given is None:
             found.append(own.argmax(-1) if name == "answers" else None)
             continue

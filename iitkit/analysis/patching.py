@@ -29,6 +29,7 @@ from iitkit.analysis.keeping import Job, Kept, measured
 from iitkit.analysis.metrics import Measure, check_metrics, usual
 from iitkit.analysis.pairs import examples_of
 from iitkit.analysis.progress import Bar, Estimate, Left, Tell
+from iitkit.analysis.prompts import short
 from iitkit.analysis.sequences import Sequences
 from iitkit.analysis.trained import Interventions, What, trained
 from iitkit.errors import IITKitError, choices, did_you_mean
@@ -231,6 +232,13 @@ class Patcher:
         if several and (other := [name for name in names if not name.startswith("iia")]):
             raise IITKitError(f"metric {other[0]!r}: answers of several tokens are measured by iia alone")
         check_metrics(names, answers)
+        if "recovered_logit_difference" in names and (
+            alike := [name for chunk in examples.chunks for name in chunk.alike]
+        ):
+            raise IITKitError(
+                f"metric 'recovered_logit_difference': base and source of {short(alike[0])} are the same prompt, so "
+                "there is nothing to recover: give another corrupt prompt, or use logit_difference"
+            )
         if examples.metrics is not None and "recovered_logit_difference" in names:
             raise IITKitError(
                 "metric 'recovered_logit_difference' needs a clean prompt that answers as the patched one should; a "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import iitkit
@@ -13,7 +12,7 @@ from iitkit.analysis.lens import lens
 from iitkit.analysis.prompts import Prompt
 from iitkit.analysis.summaries import described
 from iitkit.cli.inputs import LENS, Row, rows_of
-from iitkit.cli.measuring import finish, loaded, parsed, write
+from iitkit.cli.measuring import finish, loaded, parsed, root_of, write
 from iitkit.errors import IITKitError
 
 
@@ -58,7 +57,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
         IITKitError: see :func:`iitkit.lens`.
     """
     settings, config = parsed(command, Lens, arguments)
-    rows = rows_of(settings.prompts, LENS)
+    root, rows = root_of(settings.default_root_dir), rows_of(settings.prompts, LENS)
     prompts = [_prompt(row, "prompt", "spans") for row in rows]
     sources = _all(rows, "source")
     wrong = _all(rows, "wrong")
@@ -85,7 +84,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     text = described(grid)
     if single:
         text += "\n\n" + words(grid)
-    write(grid, Path(settings.default_root_dir), "lens", text, config)
+    write(grid, root, "lens", text, config)
     finish(grid)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,6 +60,20 @@ def _dumped(parser: Parser, found: Any) -> str:
     plain.pop("config", None)
     text: str = parser.dump(plain)
     return text
+
+
+def root_of(folder: str) -> Path:
+    """Return the folder for results, which need not be there yet.
+
+    Raises:
+        IITKitError: it could not be made.
+    """
+    root = Path(folder).expanduser()
+    there = next(part for part in (root, *root.absolute().parents) if part.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "cannot be written to" if there.is_dir() else "is a file"
+        raise IITKitError(f"default_root_dir: {there} {why}: give another folder")
+    return root
 
 
 def loaded(base: str, dtype: str) -> tuple[Any, Any]:
@@ -137,8 +153,9 @@ def write(grid: Grid, root: Path, name: str, text: str, config: str = "", drawn:
 def draw(grid: Grid, stem: Path, **options: Any) -> list[str]:
     """Write picture and page of a grid; what cannot be drawn is said and does not end the run.
 
-    Directions and runs, which are no sample to average, become files of their own; the picture is of the first metric
-    where it would need panels for components and metrics, the page has all.
+    Directions and runs, which are no sample to average, become files of their own, and so do pictures of what has more
+    axes than one shows; the picture is of the first metric where it would need panels for components and metrics. The
+    page has all.
     """
     said = []
     other = next((dim for dim in grid.dims if dim not in (*CELLS, "metric", "example")), None)
@@ -147,16 +164,30 @@ def draw(grid: Grid, stem: Path, **options: Any) -> list[str]:
         chosen = part
         if min(part.sizes.get("metric", 1), part.sizes.get("component", 1)) > 1:
             chosen = part.isel(metric=0)
-        try:
-            chosen.save_png(stem.with_name(f"{stem.name}{suffix}.png"), **options)
-        except IITKitError as error:
-            said.append(f"no picture: {error}")
+        asked = [options[key] for key in ("x", "y", "panels") if key in options]
+        for name, each in _pictures(chosen, asked):
+            try:
+                each.save_png(stem.with_name(f"{stem.name}{suffix}{name}.png"), **options)
+            except IITKitError as error:
+                said.append(f"no picture: {error}")
         try:
             kept = {key: value for key, value in options.items() if key in ("theme", "title")}
             part.page(stem.with_name(f"{stem.name}{suffix}.html"), **kept)
         except IITKitError as error:
             said.append(f"no page: {error}")
     return said
+
+
+def _pictures(grid: Grid, asked: Sequence[str]) -> list[tuple[str, Grid]]:
+    """Return parts of a grid that a picture can show, rows, columns and panels, and what their files' names end in."""
+    live = [dim for dim in grid.dims if grid.sizes[dim] > 1 and dim != "example"]
+    dim = next((dim for dim in ("receiver", "component") if dim in live and dim not in asked), None)
+    if len(live) > 3 and dim is None and "metric" in live:
+        return [("", grid.isel(metric=0))]
+    if len(live) <= 3 or dim is None:
+        return [("", grid)]
+    parts = [(re.sub(r"[^\w.-]+", "_", f"_{label}"), grid.sel(**{dim: label})) for label in grid.coords[dim]]
+    return [(f"{name}{more}", each) for name, part in parts for more, each in _pictures(part, asked)]
 
 
 def finish(grid: Grid) -> None:

@@ -16,7 +16,7 @@ from iitkit.analysis.paths import HOLD, patch_paths
 from iitkit.analysis.prompts import Prompt
 from iitkit.analysis.summaries import described
 from iitkit.cli.inputs import PAIR, pairs_of, rows_of
-from iitkit.cli.measuring import data_of, finish, loaded, one_of, parsed, refuse, tell, write
+from iitkit.cli.measuring import data_of, finish, loaded, one_of, parsed, refuse, root_of, tell, write
 from iitkit.data import CounterfactualDataModule
 from iitkit.errors import IITKitError
 from iitkit.models.sites import Site
@@ -111,10 +111,10 @@ def run(command: str, arguments: Sequence[str]) -> None:
     settings, config = parsed(command, Patching, arguments)
     kind = one_of(prompts=settings.prompts, task=settings.task, data=settings.data)
     _check(settings, kind)
+    root = root_of(settings.default_root_dir)
     pairs = pairs_of(rows_of(settings.prompts, PAIR)) if settings.prompts is not None else []
     data = None if pairs else data_of(settings.task, settings.data, settings.prefix, settings.pairs, settings.seed)
     model, tokenizer = loaded(settings.base, settings.dtype)
-    root = Path(settings.default_root_dir)
     measure = _measure(settings, root, model, tokenizer)
     directions: list[Direction] = ["denoising", "noising"] if settings.direction == "both" else [settings.direction]
     grid = _directed(measure, pairs, directions) if data is None else measure(data, None, directions[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from iitkit.analysis.progress import counted
 from iitkit.analysis.summaries import described
 from iitkit.analysis.tracing import trace
 from iitkit.cli.inputs import FACT, facts_of, rows_of
-from iitkit.cli.measuring import data_of, finish, loaded, one_of, parsed, refuse, tell, write
+from iitkit.cli.measuring import data_of, finish, loaded, one_of, parsed, refuse, root_of, tell, write
 from iitkit.data import CounterfactualDataModule
 from iitkit.errors import IITKitError, choices, did_you_mean
 from iitkit.tasks import Task
@@ -82,9 +81,8 @@ def run(command: str, arguments: Sequence[str]) -> None:
         IITKitError: see :func:`iitkit.trace`.
     """
     settings, config = parsed(command, Trace, arguments)
-    facts = _facts(settings)
+    root, facts = root_of(settings.default_root_dir), _facts(settings)
     model, tokenizer = loaded(settings.base, settings.dtype)
-    root = Path(settings.default_root_dir)
     grid = trace(
         model,
         tokenizer,

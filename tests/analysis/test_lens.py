@@ -147,6 +147,12 @@ def test_an_intervention_without_a_source() -> None:
         ),
         ({"answers": "he", "wrong": " he"}, f"the answer and the wrong answer of {TEXT!r} begin with the same token"),
         ({"engine": Engine(tiny_model("gpt2", seed=1))}, "engine: it runs another network"),
+        ({"strength": 2.0}, "strength: only interventions read it: give interventions, or leave it out"),
+        ({"sources": OTHER}, "sources: only interventions read it: give interventions, or leave it out"),
+        (
+            {"prompts": [Prompt(TEXT, answer="he"), Prompt(OTHER)]},
+            f"answers: {OTHER!r} has none, which other prompts have",
+        ),
         ({"positions": ["name"]}, "position 'name' names a span, and this text has none"),
         ({"positions": ["all"]}, "position 'all' has 6 tokens in"),
         ({"layers": [4]}, "layers 4: GPT2LMHeadModel has layers 0 to 3"),

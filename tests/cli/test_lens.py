@@ -83,6 +83,7 @@ def test_under_a_trained_intervention(shallow_gpt2: str, tmp_path: Path) -> None
         ({"prompts": [{"promt": "Mary"}]}, "prompts[0]: no key 'promt'. Did you mean 'prompt'?"),
         ({"prompts": [ROWS[0], {"prompt": "Mary"}]}, "prompts[1]: wrong is missing, which other prompts have"),
         ({"prompts": [{"prompt": "Mary", "source": "John"}]}, "source: only interventions take anything from one"),
+        ({"strength": 2.0}, "strength: only interventions read it: give interventions, or leave it out"),
         ({"metrics": "logit_diference"}, "no metric 'logit_diference'. Did you mean 'logit_difference'?"),
         ({"positions": ["nam"]}, "site: position 'nam' is no span of the prompt. Did you mean 'name'?"),
     ],

@@ -197,6 +197,25 @@ def test_a_failed_cell_fails_the_exit_code(shallow_gpt2: str, tmp_path: Path, mo
     assert "layer 1, position end, example Yesterday, John walked home because: RuntimeError: no memory" in ran.err
 
 
+def test_pictures_of_more_axes_than_one_shows(shallow_gpt2: str, tmp_path: Path) -> None:
+    components = ["head_query_output", "head_attention_value_output"]
+    config = write(tmp_path, shallow_gpt2, components=components, heads="all", positions=["name", "end"])
+    ran = iitkit("patch", "--config", config)
+    assert (ran.code, ran.err) == (0, "")
+    names = sorted(f"patch_{component}.png" for component in components)
+    assert [file for file in files(tmp_path / "run") if file.endswith((".png", ".html"))] == ["patch.html", *names]
+    again = iitkit("plot", tmp_path / "run", "--out", tmp_path / "again" / "grid")
+    assert again.code == 0, again.err
+    assert len(files(tmp_path / "again")) == 3
+    receivers = json.dumps([{"layer": 2, "head": 1}])
+    ran = iitkit(
+        *("patch", "--config", config, "--method", "path", "--receivers", receivers),
+        *("--metrics", "[rank, probability]", "--default_root_dir", tmp_path / "paths"),
+    )
+    assert (ran.code, ran.err) == (0, "")
+    assert len([file for file in files(tmp_path / "paths") if file.endswith(".png")]) == 2
+
+
 @pytest.mark.parametrize("direction", ["noising", "both"])
 def test_references_that_fail_fail_the_exit_code(
     direction: str, shallow_gpt2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -256,6 +275,16 @@ def test_ctrl_c_ends_both_directions(
     assert np.allclose(again.values, Grid.load(tmp_path / "fresh" / "patch").values, atol=1e-6)
 
 
+def test_a_folder_that_cannot_be_made(shallow_gpt2: str, tmp_path: Path) -> None:
+    config = write(tmp_path, shallow_gpt2, default_root_dir=str(tmp_path / "config.yaml" / "run"))
+    for command in ("patch", "trace", "lens"):
+        root = f"--default_root_dir={tmp_path / 'config.yaml' / 'run'}"
+        prompts = json.dumps([{"prompt": "Mary was", "subject": "Mary"} if command == "trace" else {"prompt": "Mary"}])
+        own = ["--config", config] if command == "patch" else [f"--base={shallow_gpt2}", f"--prompts={prompts}", root]
+        expected = f"iitkit: default_root_dir: {tmp_path / 'config.yaml'} is a file: give another folder"
+        assert said(iitkit(command, *own)) == expected
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -266,6 +295,12 @@ def test_ctrl_c_ends_both_directions(
         (
             {"prompts": [{"clean": "Mary was", "corrupt": "John and Mary"}]},
             f"the base {PREFIX + 'John and Mary'!r} has 6 tokens, its source 4: name the positions",
+        ),
+        ({"prompts": [ROWS[0], {**ROWS[1], "answer": None}]}, f"answers: {PREFIX + CLEAN[1]!r} has none, which other"),
+        (
+            {"prompts": [{**ROWS[0], "corrupt": CLEAN[0], "spans": {}, "clean_spans": {}, "corrupt_spans": {}}]},
+            "metric 'recovered_logit_difference': base and source of "
+            f"{CLEAN[0]!r} are the same prompt, so there is nothing to recover",
         ),
         ({"positions": ["nam"]}, "site: position 'nam' is no span of the prompt. Did you mean 'name'?"),
         ({"split": "train"}, "split: is of a task or data: leave it out"),
