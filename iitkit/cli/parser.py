@@ -112,6 +112,16 @@ def condensed(message: str) -> str:
     return short if len(short) <= 400 else f"{short[:400]}…"
 
 
+def buried(message: str) -> str | None:
+    """Return what a network from scratch says of its sizes, of a report on all that a base might have been.
+
+    jsonargparse keeps the first of these complaints as its own cause: that the sizes are no string.
+    """
+    names = "|".join(kind.__name__ for kind in _subclasses(Network))
+    found = re.search(rf"^\s*- ((?:{names})[.:].*)$", message, re.MULTILINE)
+    return found[1] if found else None
+
+
 def _where(lines: list[str]) -> list[str]:
     """The keys from the outermost to the one that the first complaint is about."""
     keys: list[str] = []

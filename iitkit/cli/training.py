@@ -30,7 +30,7 @@ from iitkit.cli.completions import CompletionReport, CompletionWriter
 from iitkit.cli.files import config_names
 from iitkit.cli.keeping import Kept, Patient
 from iitkit.cli.networks import NetworkWriter
-from iitkit.cli.parser import Parser
+from iitkit.cli.parser import Parser, buried
 from iitkit.data.base import PromptDataModule
 from iitkit.errors import IITKitError, choices
 from iitkit.models.load_errors import causes, first_line
@@ -91,6 +91,8 @@ class Training(LightningCLI):
             for link in causes(error):
                 if isinstance(link, IITKitError):
                     raise IITKitError(str(link)) from error
+            if said := buried(str(error)):
+                raise IITKitError(said) from error
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
