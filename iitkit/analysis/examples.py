@@ -203,7 +203,7 @@ def _paired(bases: Sequence[Any], sources: Sequence[Any]) -> list[tuple[Any, Any
 def _prompts(given: Text | Sequence[Text], name: str) -> list[Prompt]:
     many = [given] if isinstance(given, str | Prompt) else list(given)
     if not many or not all(isinstance(one, str | Prompt) for one in many):
-        raise IITKitError(f"{name}: expected a prompt or several, as text or iitkit.analysis.prompts.Prompt")
+        raise IITKitError(f"{name}: expected a prompt or several, as text or iitkit.Prompt")
     return [Prompt(one) if isinstance(one, str) else one for one in many]
 
 

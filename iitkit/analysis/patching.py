@@ -72,7 +72,7 @@ def patch(
 
     Args:
         model: a causal language model.
-        base: what is run: a prompt or several, as text, as :class:`iitkit.analysis.prompts.Prompt` (with spans) or as
+        base: what is run: a prompt or several, as text, as :class:`iitkit.Prompt` (with spans) or as
             what a tokenizer returns; a :class:`iitkit.batch.Batch` of pairs; or a
             :class:`iitkit.CounterfactualDataModule`. The latter two bring their sources and answers along.
         source: what activations are taken from, as ``base``.

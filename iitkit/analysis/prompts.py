@@ -84,7 +84,8 @@ def encode(tokenizer: Any, prompt: Prompt, prefix: str = "") -> Encoded:
     ids, offsets = list(found["input_ids"]), list(found["offset_mapping"])
     if not ids:
         raise IITKitError(f"prompt {short(text)} has no token")
-    if offsets[-1][0] == offsets[-1][1] and any(stop > start for start, stop in offsets):
+    # what it adds has no characters, as a space may have none where offsets are trimmed
+    if offsets[-1][0] == offsets[-1][1] and ids[-1] in tokenizer.all_special_ids and len(ids) > 1:
         raise IITKitError(
             f"the tokenizer puts {said(tokenizer, ids[-1:])[0]!r} behind {short(text)}, and nothing follows a "
             "text that is closed: let it add none (e.g. tokenizer.add_eos_token = False)"

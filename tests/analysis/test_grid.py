@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import iitkit
 from iitkit.analysis.grid import Cell, Grid
 from iitkit.errors import IITKitError
 
@@ -502,3 +503,11 @@ def test_pyarrow_is_asked_for_in_a_line(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(IITKitError, match="need pyarrow: pip install datasets"):
         small().save(tmp_path / "grid")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_users_call_is_exported_and_says_what_it_does() -> None:
+    for name in ("Fact", "Grid", "Prompt", "attribute", "lens", "patch", "patch_paths", "trace"):
+        assert name in iitkit.__all__
+        found = getattr(iitkit, name)
+        assert found.__module__.startswith("iitkit.analysis.")
+        assert "Args:" in found.__doc__

@@ -8,6 +8,7 @@ import pytest
 import torch
 from ourtokenizers import adding, blanked, pieces
 from tiny import tiny_model, tiny_tokenizer
+from tokenizers import processors
 
 from iitkit.analysis.examples import Asked, of_text, of_tokens
 from iitkit.analysis.facts import Fact
@@ -139,3 +140,8 @@ def test_a_tokenizer_that_closes_texts() -> None:
     # what the user writes is the user's
     assert encode(tiny_tokenizer(), Prompt("Mary was<|endoftext|>")).tokens[-1] == "<|endoftext|>"
     assert encode(adding("<|endoftext|>"), Prompt("Mary was")).tokens[0] == "<|endoftext|>"
+    trimming = tiny_tokenizer()
+    trimming.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    offsets = trimming("Mary was ", return_offsets_mapping=True)["offset_mapping"]
+    assert offsets[-1][0] == offsets[-1][1]
+    assert encode(trimming, Prompt("Mary was ")).tokens[-1] == " "
