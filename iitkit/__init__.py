@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from iitkit.analysis.lens import lens
     from iitkit.analysis.patching import patch
     from iitkit.analysis.paths import patch_paths
+    from iitkit.analysis.prompts import Prompt
     from iitkit.analysis.tracing import trace
     from iitkit.analysis.vectors import SteeringVectors, vector
     from iitkit.causal import CausalModel, Images, Open, Symbols, Vectors
@@ -95,6 +96,7 @@ _HOMES = {
     "Open": "iitkit.causal",
     "PCASubspace": "iitkit.interventions",
     "Placement": "iitkit.models.sites",
+    "Prompt": "iitkit.analysis.prompts",
     "Resample": "iitkit.interventions",
     "RotatedSubspace": "iitkit.interventions",
     "SAEFeatures": "iitkit.interventions",
@@ -159,6 +161,7 @@ __all__ = [
     "Open",
     "PCASubspace",
     "Placement",
+    "Prompt",
     "Resample",
     "RotatedSubspace",
     "SAEFeatures",
