@@ -105,7 +105,10 @@ def measured(kept: Kept, bar: Bar, jobs: Sequence[Job], cells: bool = False) -> 
             bar.size = job.size
             if grid is None:
                 grid = kept.find(job.example)  # the same as one before
-            if grid is None:
+            if grid is not None:
+                done.append(grid)
+                bar.kept(job.size)
+            else:
                 grid = job.measure(Left(examples, work / job.work))
                 if grid is not None and grid.about.get("interrupted"):
                     if cells and not done:
@@ -114,9 +117,9 @@ def measured(kept: Kept, bar: Bar, jobs: Sequence[Job], cells: bool = False) -> 
                 if grid is not None and not grid.failed and "failed_references" not in grid.about:
                     kept.keep(job.example, grid)
                 examples, work = examples - job.size, work - job.work
-            if grid is not None:
-                done.append(grid)
-            bar.done(job.size)
+                if grid is not None:
+                    done.append(grid)
+                bar.done(job.size)
     except KeyboardInterrupt:
         if not done:
             raise

@@ -51,6 +51,15 @@ class Bar:
         self._done += examples
         self._to(self._done)
 
+    def kept(self, examples: int) -> None:
+        """Count examples that took no time, so that the time left is not told by them."""
+        self._done += examples
+        if not self._bar.disable:
+            self._bar.n += examples
+            self._bar.initial += examples
+            self._bar.last_print_n = self._bar.n
+            self._bar.refresh()
+
     def _to(self, share: float) -> None:
         self._bar.update(max(0.0, share - self._bar.n))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from iitkit.analysis.corrupting import Corruption, corrupted, deviation, embedde
 from iitkit.analysis.effects import ROLES, by_role, indirect, tokens_of
 from iitkit.analysis.facts import Fact
 from iitkit.analysis.grid import Grid
+from iitkit.analysis.progress import Bar
 from iitkit.analysis.prompts import Encoded, Prompt, encode
 from iitkit.analysis.tracing import trace
 from iitkit.errors import IITKitError
@@ -420,3 +422,19 @@ def test_a_bar_shows_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     )
     trace(model, tokenizer, FACTS, prefix=PREFIX, draws=2, progress=False)
     assert capsys.readouterr().err == ""
+
+
+def test_the_time_left_is_not_told_by_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    with Bar("tracing", 10, False) as quiet:
+        quiet.kept(9)
+    shown = io.StringIO()
+    monkeypatch.setattr("sys.stderr", shown)
+    with Bar("tracing", 10, True) as bar:
+        inner: Any = bar._bar
+        inner._time, inner.start_t, inner.last_print_t = (lambda: clock[0]), clock[0], clock[0]
+        bar.kept(8)
+        clock[0] += 60  # one example in a minute: one more to go
+        bar.done()
+        inner.refresh()
+    assert re.search(r"tracing +90%.* 01:00<01:00", shown.getvalue())
