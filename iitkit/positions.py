@@ -84,7 +84,7 @@ def resolve(position: Position, length: int, spans: Mapping[str, Span] | None = 
                 raise IITKitError(f"position {item} is outside a prompt of {length} tokens")
             found.append(item % length)
         elif item == "last":
-            found.append(length - 1)
+            found.extend(range(length - 1, length) if length else ())
         elif item == "all":
             found.extend(range(length))
         elif ends := _ENDS.fullmatch(item):

@@ -44,6 +44,8 @@ def taken(artifact: Artifact, settings: Mapping[str, Setting]) -> dict[str, Take
     Raises:
         IITKitError: a variable or value that the artifact does not have, or a vector of another size.
     """
+    if not isinstance(settings, Mapping):
+        raise IITKitError(f"settings {settings!r}: expected a mapping of variables to values, {{variable: value}}")
     placements = artifact.config["placements"]
     variables = {where["variable"] for where in placements.values()}
     for key in settings:
@@ -148,4 +150,6 @@ def _vector(given: Tensor, where: Mapping[str, Any], name: str) -> Tensor:
         rows = "" if where.get("joint") else f" or [rows, {', '.join(map(str, own))}]"
         expected = "a value or a source" if where.get("joint") else f"a vector of shape {list(own)}{rows}"
         raise IITKitError(f"{name}: a vector of shape {list(given.shape)} given, expected {expected}")
+    if not bool(torch.isfinite(given).all()):
+        raise IITKitError(f"{name}: a vector that is not finite was given: it would make everything NaN")
     return given.detach().reshape(-1, 1, *own)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ class Steering:
     their edits apply in the order in which they were attached.
     """
 
+    _attached: ClassVar[set[Steering]] = set()  # a network is steered until it is told otherwise, held or not
+
     def __init__(
         self,
         artifact: Artifact,
@@ -60,8 +62,7 @@ class Steering:
         artifact.check(model, tokenizer, match)
         self._artifact, self._model, self._tokenizer = artifact, model, tokenizer
         self._stack: ExitStack | None = None
-        self._strength = _strengths(artifact, strength)
-        found = taken(artifact, settings or {})
+        found = taken(artifact, {} if settings is None else settings)
         self._placed = _placed(artifact, found, source is not None)
         self._spans = None if spans is None else TextSpans(tokenizer, spans)
         position, self._where = _tokens(where, artifact)
@@ -84,11 +85,16 @@ class Steering:
             edit = steered(intervention, unit, largest, each.coordinates)
             self.alignment[name] = (site if position is None else replace(site, position=position), edit)
             self._check_position(name, self.alignment[name][0])
+        self._strength = _strengths(artifact, strength, self._placed)
+        if self._spans is not None:
+            at = [site.position for site, _ in sites.values()] if position is None else [position]
+            _check_read(self._spans, [] if self._where == "generated" else at, "spans")
         if needing:
             assert source is not None
             self._collect(source, {name: sites[name][0] for name in needing}, source_spans, position is not None)
-        elif source_spans is not None:
-            raise IITKitError("source_spans given, and no placement takes anything from a source: leave them out")
+        elif source is not None or source_spans is not None:
+            what = "source_spans" if source is None else "source"
+            raise IITKitError(f"{what} given, and no placement takes anything from a source: leave it out")
 
     # --- what it was given ---
 
@@ -116,6 +122,9 @@ class Steering:
         """Take the source's activations at the trained positions; those of ``all`` are taken when it is attached."""
         inputs = _inputs(source, self._tokenizer, self._artifact.config.get("prefix") or "", self._model)
         finder = None if spans is None else TextSpans(self._tokenizer, spans)
+        if finder is not None:
+            trained = self._artifact.alignment(None).values()
+            _check_read(finder, [site.position for site, _ in trained], "source_spans")
         whole = {n for n, site in sites.items() if not isinstance(site.position, Tensor) and site.position == "all"}
         if whole and elsewhere:
             raise IITKitError(
@@ -155,7 +164,7 @@ class Steering:
                 self.alignment,
                 features=self._features,
                 source=self._source,
-                strength=self._strength_of(),
+                strength=self._strength,
                 where=self._where,
                 steps=self._steps,
                 spans=self._spans,
@@ -163,18 +172,12 @@ class Steering:
             )
         )
         self._stack = stack
+        self._attached.add(self)
         return self
-
-    def _strength_of(self) -> Strength:
-        if isinstance(self._strength, Mapping):
-            return {name: value for name, value in self._strength.items() if name in self.alignment}
-        return self._strength
 
     def detach(self) -> None:
         """Leave the network as it was; nothing happens where it is not attached."""
-        stack, self._stack = self._stack, None
-        if stack is not None:
-            stack.close()
+        self.__exit__(None, None, None)
 
     def __enter__(self) -> Steering:
         return self.attach()
@@ -183,6 +186,7 @@ class Steering:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         stack, self._stack = self._stack, None
+        self._attached.discard(self)
         if stack is not None:
             stack.__exit__(kind, error, trace)
 
@@ -226,7 +230,18 @@ def _placed(artifact: Artifact, found: Mapping[str, Taken], source: bool) -> lis
     return names
 
 
-def _strengths(artifact: Artifact, strength: Strength) -> Strength:
+def _check_read(spans: TextSpans, positions: Sequence[Any], what: str) -> None:
+    """Check that every span that is given is named by a position, though it may be one that nothing is set for."""
+    named = [span_name(item) for at in positions if not isinstance(at, Tensor) for item in listed(at)]
+    if unread := [name for name in spans.names if name not in named]:
+        raise IITKitError(
+            f"{what} name {unread[0]!r}, and no position does: edits are at "
+            f"{choices(list(dict.fromkeys(str(at) for at in positions))) or 'generated tokens'}. Leave it out"
+        )
+
+
+def _strengths(artifact: Artifact, strength: Strength, placed: Sequence[str]) -> Strength:
+    """Return one strength for all, or each edited placement's own."""
     if not isinstance(strength, Mapping):
         return _number(strength)
     placements = artifact.config["placements"]
@@ -236,9 +251,13 @@ def _strengths(artifact: Artifact, strength: Strength) -> Strength:
             f"strength names {unknown[0]!r}, which the artifact does not have.{did_you_mean(unknown[0], known)} "
             f"It has {choices(known)}"
         )
-    return {
-        name: _number(strength.get(name, strength.get(where["variable"], 1.0))) for name, where in placements.items()
-    }
+    edited = list(dict.fromkeys(each for name in placed for each in (name, placements[name]["variable"])))
+    if unread := [key for key in strength if key not in edited]:
+        raise IITKitError(
+            f"the strength of {unread[0]!r}, which nothing is set for, is read by nothing: give those of "
+            f"{choices(edited)}"
+        )
+    return {name: _number(strength.get(name, strength.get(placements[name]["variable"], 1.0))) for name in placed}
 
 
 def _number(strength: Any) -> float:
@@ -247,12 +266,21 @@ def _number(strength: Any) -> float:
     return strength
 
 
-def _inputs(source: str | Sequence[str] | Mapping[str, Any], tokenizer: Any, prefix: str, model: nn.Module) -> Any:
+def _inputs(source: Any, tokenizer: Any, prefix: str, model: nn.Module) -> dict[str, Any]:
     """Return source texts as tokens, with the prefix that the artifact was trained with."""
     # of an offloaded network they are nowhere until they are needed; inputs are then moved by its own hooks
     device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
     if isinstance(source, Mapping):
+        ids = source.get("input_ids")
+        if ids is None:
+            raise IITKitError(f"a source without input_ids, of {choices(source)}: give what the tokenizer returns")
+        if not isinstance(ids, Tensor) or ids.dim() != 2:
+            raise IITKitError(
+                "the source's input_ids: expected a tensor [rows, tokens]: call the tokenizer with return_tensors='pt'"
+            )
         return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in source.items()}
+    if not isinstance(source, str | Sequence):
+        raise IITKitError(f"source {source!r}: expected a text, a list of texts, or what the tokenizer returns")
     texts = [source] if isinstance(source, str) else list(source)
     if not texts or not all(isinstance(text, str) and text for text in texts):
         raise IITKitError(f"source {source!r}: expected a text, a list of texts, or what the tokenizer returns")

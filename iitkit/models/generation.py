@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import get_args
 
@@ -129,8 +129,8 @@ def _strengths(strength: float | Mapping[str, float], alignment: Alignment) -> d
 def _check_steps(steps: Steps | None, where: str) -> None:
     if steps is None:
         return
-    first, stop = steps
-    if first < 0 or (stop is not None and stop <= first):
+    first, stop = steps if isinstance(steps, Sequence) and len(steps) == 2 else (None, None)
+    if type(first) is not int or first < 0 or (stop is not None and (type(stop) is not int or stop <= first)):
         raise IITKitError(f"steps {steps!r}: expected (first, one behind the last) of the generated tokens, from 0")
     if where == "prompt":
         raise IITKitError(f"steps {steps!r}: where='prompt' edits no generated token: say where='generated' or 'all'")

@@ -31,6 +31,8 @@ class TextSpans:
     def __init__(self, tokenizer: Any, given: Mapping[str, Given | Sequence[Given | None]]) -> None:
         if tokenizer is None:
             raise IITKitError("spans are parts of a text, and no tokenizer was given: give the model's")
+        if not isinstance(given, Mapping):
+            raise IITKitError(f"spans {given!r}: expected a mapping, {{name: {given!r}}}")
         self._tokenizer = tokenizer
         self._given = {name: _each(name, value) for name, value in given.items()}
         lengths = {name: len(each) for name, each in self._given.items() if isinstance(each, list)}

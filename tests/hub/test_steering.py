@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,12 @@ def artifact(folder: Path, family: str = "gpt2", position: Any = "name", **more:
 
 def basis_of(folder: Path) -> Tensor:
     """The stored basis [d, r], read from the file."""
-    return load_file(folder / "interventions.safetensors")["gender.space.basis"]
+    return basis_of_named(folder, "gender")
+
+
+def basis_of_named(folder: Path, name: str) -> Tensor:
+    """A placement's stored basis."""
+    return load_file(folder / "interventions.safetensors")[f"{name}.space.basis"]
 
 
 def towards(basis: Tensor, coordinates: Tensor, strength: float = 1.0) -> Edit:
@@ -469,6 +476,24 @@ def test_strength_0_detach_and_an_exception_leave_the_plain_model(tmp_path: Path
     assert "generate" not in vars(model)
 
 
+def test_what_is_attached_stays_though_nobody_holds_it(tmp_path: Path) -> None:
+    """As in a notebook: ``found.steer(…).attach()``, and the model is steered until it is detached."""
+    model, found = tiny_model("gpt2"), artifact(tmp_path / "a")
+    plain = generated(model, inputs())[1]
+    with found.steer(model, None, {"gender": "male"}, where="last"):
+        steered = generated(model, inputs())[1]
+    held = weakref.ref(found.steer(model, None, {"gender": "male"}, where="last").attach())
+    gc.collect()
+    assert torch.equal(generated(model, inputs())[1], steered)
+    attached = held()
+    assert attached is not None
+    attached.detach()
+    assert torch.equal(generated(model, inputs())[1], plain)
+    del attached
+    gc.collect()
+    assert held() is None
+
+
 def test_several_artifacts_apply_in_the_order_attached(tmp_path: Path) -> None:
     model, found = tiny_model("gpt2"), artifact(tmp_path / "a")
     basis = basis_of(tmp_path / "a")
@@ -582,6 +607,22 @@ def test_dispatched_offloaded_and_16_bit_networks(tmp_path: Path) -> None:
         ({"source": "Anna", "where": "last"}, r"source_spans=\{'name': '…'\}"),
         ({"source": [], "where": "last"}, "expected a text, a list of texts, or what the tokenizer returns"),
         ({"settings": {"gender": "male"}, "where": "last", "source_spans": {"name": "A"}}, "source_spans given"),
+        ({"settings": {"gender": "male"}, "where": "last", "source": "Paul was"}, "source given, and no placement"),
+        ({"settings": {"gender": "male"}, "where": "last", "spans": {"name": "A"}}, "spans name 'name', and no"),
+        ({"settings": {"gender": "male"}, "spans": {"name": "Anna", "verb": "was"}}, "spans name 'verb', and no"),
+        (
+            {"source": "Paul was", "source_spans": {"name": "Paul", "verb": "was"}, "where": "last"},
+            "source_spans name 'verb', and no",
+        ),
+        ({"settings": "male", "where": "last"}, r"settings 'male': expected a mapping"),
+        ({"settings": 5, "where": "last"}, r"settings 5: expected a mapping"),
+        ({"settings": {"gender": "male"}, "spans": "Anna"}, r"spans 'Anna': expected a mapping, \{name: 'Anna'\}"),
+        ({"source": "Paul was", "source_spans": "Paul", "where": "last"}, "spans 'Paul': expected a mapping"),
+        ({"source": 5, "where": "last"}, "source 5: expected a text, a list of texts, or"),
+        ({"source": {"attention_mask": torch.ones(1, 3)}, "where": "last"}, "a source without input_ids"),
+        ({"source": {"input_ids": [5, 6]}, "where": "last"}, r"input_ids: expected a tensor \[rows, tokens\]"),
+        ({"source": {"input_ids": torch.tensor([5, 6])}, "where": "last"}, r"expected a tensor \[rows, tokens\]"),
+        ({"settings": {"gender": torch.full((32,), float("nan"))}, "where": "last"}, "a vector that is not finite"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -611,16 +652,47 @@ def test_spans_that_are_not_there_are_refused_when_the_prompt_is_known(
     assert torch.equal(generated(model, inputs(PROMPTS[:1]))[1], plain)
 
 
+def test_a_strength_of_what_is_not_edited_is_refused(tmp_path: Path) -> None:
+    where = {"layer": LAYER, "component": "block_output", "position": "last"}
+    places = {"a": {**where, "variable": "gender"}, "b": {**where, "variable": "tone"}}
+    values = {name: Values(("female", "male"), FEATURES.clone(), (3, 4)) for name in "ab"}
+    edits, sizes = {name: subspace() for name in "ab"}, dict.fromkeys("ab", SiteInfo(WIDTH))
+    write_artifact(tmp_path / "a", edits, places, base_of("gpt2"), sizes, values=values)
+    found, model = iitkit.load(tmp_path / "a"), tiny_model("gpt2")
+    for key in ("b", "tone"):
+        with pytest.raises(IITKitError, match=f"strength of '{key}', which nothing is set for.* of a, gender"):
+            found.steer(model, None, {"gender": "male"}, strength={key: 2.0})
+    edit = towards(basis_of_named(tmp_path / "a", "a"), FEATURES[1], 2.0)
+    expected = [by_hand(model, text, [(block(model, "gpt2"), lambda p, n: [p - 1], edit)]) for text in PROMPTS]
+    with found.steer(model, None, {"gender": "male", "tone": "male"}, strength={"gender": 2.0, "tone": 0}):
+        same(generated(model, inputs()), expected)
+
+
+def test_a_row_of_padding_alone_is_refused(tmp_path: Path) -> None:
+    model, found = tiny_model("gpt2"), artifact(tmp_path / "a")
+    ids, mask = torch.tensor([[5, 6], [0, 0]]), torch.tensor([[1, 1], [0, 0]])
+    for where in ("last", "all", 0):
+        steering = found.steer(model, None, {"gender": "male"}, where=where)
+        with steering, pytest.raises(IITKitError, match="a prompt of 0 tokens"):
+            model(input_ids=ids, attention_mask=mask)
+
+
 def test_steps_need_generated_tokens(tmp_path: Path) -> None:
     found = artifact(tmp_path / "a")
     for steps, where, message in (
         ((0, 2), "last", "edits no generated token"),
         ((2, 2), "all", "expected"),
         ((-1, 2), "all", "expected"),
+        ((0.0, 2), "all", "expected"),
+        ((False, True), "all", "expected"),
+        ((None, 2), "all", "expected"),
+        ((0, 1, 2), "all", "expected"),
+        (3, "all", "expected"),
+        ("02", "all", "expected"),
     ):
         with (
             pytest.raises(IITKitError, match=message),
-            found.steer(tiny_model("gpt2"), None, {"gender": "male"}, where=where, steps=steps),
+            found.steer(tiny_model("gpt2"), None, {"gender": "male"}, where=where, steps=steps),  # type: ignore[arg-type]
         ):
             pass
 
