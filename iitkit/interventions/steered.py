@@ -12,6 +12,9 @@ from iitkit.errors import IITKitError
 from iitkit.interventions.base import Intervention
 from iitkit.interventions.registered import Registered
 
+ROUNDING = 4
+"""A change of up to so many units of rounding of the activation is none: it has no direction to be scaled in."""
+
 Unit = Literal["edit", "norm", "largest"]
 """What a strength of 1 is: the trained edit, the activation's own norm, or the largest norm that training saw."""
 
@@ -22,7 +25,8 @@ class _Steered(Intervention):
     Args:
         inner: the intervention; copied, as it moves to the activation's device.
         unit: ``edit`` multiplies the edit by the strength; ``norm`` gives it the length strength · ‖h‖, h the vector
-            that is edited; ``largest`` the length strength · ``largest``. An edit of length 0 stays as it is.
+            that is edited; ``largest`` the length strength · ``largest``. An edit of length 0, but for rounding, stays
+            as it is.
         largest: the largest norm of a source's coordinates that training saw.
         by_coordinates: the source is given by its coordinates [*, k], not by its activation.
     """
@@ -62,15 +66,13 @@ class _Steered(Intervention):
             return self._whole(base, source, strength, inputs, block)
         if strength == 0:
             return base.clone()
-        wide = base.to(torch.promote_types(base.dtype, torch.float32))
+        # the direction of a short edit would drown in the activation's rounding
+        wide = base.to(torch.float32 if base.device.type == "mps" else torch.float64)
         step = self._whole(wide, source, 1.0, inputs, block) - wide
-        unit = (
-            wide.norm(dim=-1, keepdim=True)
-            if self.unit == "norm"
-            else torch.full_like(step[..., :1], self.largest or 0)
-        )
-        length = step.norm(dim=-1, keepdim=True)
-        scaled = torch.where(length > 0, step * (unit / length.clamp(min=torch.finfo(length.dtype).tiny)), 0.0)
+        length, own = step.norm(dim=-1, keepdim=True), wide.norm(dim=-1, keepdim=True)
+        unit = own if self.unit == "norm" else torch.full_like(own, self.largest or 0)
+        rounding = ROUNDING * torch.finfo(torch.promote_types(base.dtype, torch.float32)).eps * own
+        scaled = torch.where(length > rounding, step * (unit / length.clamp(min=torch.finfo(length.dtype).tiny)), 0.0)
         return (wide + strength * scaled).to(base.dtype)
 
     def _whole(

@@ -28,6 +28,7 @@ from iitkit.interventions import (
     SiteInfo,
     Vanilla,
 )
+from iitkit.interventions.steered import steered
 
 WIDTH, LAYER, STEPS = 32, 2, 4
 PROMPTS = ["Yesterday, Anna walked home because", "Paul was happy", "On Monday, Mary and Paul stayed late because"]
@@ -314,6 +315,36 @@ def test_a_strength_may_be_a_length(unit: Any, tmp_path: Path) -> None:
     expected = [by_hand(model, text, [(block(model, "gpt2"), lambda p, n: [p - 1], edit)]) for text in PROMPTS]
     with found.steer(model, None, {"gender": "male"}, strength=0.7, unit=unit, where="last"):
         same(generated(model, inputs()), expected)
+
+
+@pytest.mark.parametrize("unit", ["norm", "largest"])
+@pytest.mark.parametrize("size", [1e-3, 1e-30])
+def test_the_direction_of_a_short_edit_is_kept(unit: Any, size: float) -> None:
+    """A vector far shorter than what it is added to gets the length that is asked for, in its own direction."""
+    vector = random(WIDTH, seed=1) * size
+    added = Addition(SiteInfo(WIDTH)).requires_grad_(False)
+    added.edit.get_parameter("vector").copy_(vector)
+    h = random(4, WIDTH, seed=2) * 1000
+    if size < 1e-3:  # an edit that is nothing beside the activation is rounding
+        h = h * size
+    length = 2.5 if unit == "largest" else h.double().norm(dim=-1, keepdim=True)
+    expected = h.double() + length * vector.double() / vector.double().norm()
+    found = steered(added, unit, 2.5)(h)
+    assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-6 * float(h.abs().max()))
+
+
+def test_rounding_is_no_direction(tmp_path: Path) -> None:
+    """An activation that is where it should be already has no way to go, and is not thrown about by rounding."""
+    artifact(tmp_path / "a")
+    found = iitkit.load(tmp_path / "a").interventions["gender"]
+    h, features = random(64, WIDTH, seed=2) * 10, FEATURES[1].expand(64, 2)
+    there = steered(found, by_coordinates=True)(h, features)
+    for unit in ("norm", "largest"):
+        again = steered(found, unit, 2.5, by_coordinates=True)(there, features)  # type: ignore[arg-type]
+        assert torch.equal(again, there)
+    zero = Addition(SiteInfo(WIDTH)).requires_grad_(False)
+    assert torch.equal(steered(zero, "norm")(h), h)
+    assert torch.equal(steered(zero, "norm")(torch.zeros(2, WIDTH)), torch.zeros(2, WIDTH))
 
 
 # --- to a source, to a vector ---
