@@ -31,6 +31,9 @@ from iitkit.modules import InterventionModule
 JUDGED = 100
 """Prompts of each split that the data report runs the base model on."""
 
+GRADIENTS = "iitkit_gradients"
+"""Key of a checkpoint."""
+
 COVARIANCE = 128
 """Training pairs whose sources' activations give the random subspaces their covariance."""
 
@@ -78,10 +81,36 @@ class DataReport(Callback):
 
 
 class Interrupted(Callback):
-    """Saves ``last.ckpt`` when a run is stopped (SIGTERM, Ctrl-C at a batch's end) or fails, so that it can resume."""
+    """Saves ``last.ckpt`` when a run is stopped (SIGTERM, Ctrl-C at a batch's end) or fails, so that it can resume.
+
+    Between two batches that one step accumulates, a checkpoint also holds what they have added up so far.
+    """
 
     def __init__(self) -> None:
         self.within = False
+        self._gradients: dict[str, torch.Tensor] = {}
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep gradients that are not yet a step."""
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        if done % trainer.accumulate_grad_batches:
+            grads = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
+            checkpoint[GRADIENTS] = {name: grad.cpu() for name, grad in grads.items()}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note them."""
+        self._gradients = checkpoint.get(GRADIENTS, {})
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on from them."""
+        for name, parameter in pl_module.named_parameters():
+            if name in self._gradients:
+                parameter.grad = self._gradients[name].to(parameter.device)
+        self._gradients = {}
 
     def on_train_batch_start(self, *args: Any) -> None:
         """Note that a step is under way: its state is no state to resume from."""

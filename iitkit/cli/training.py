@@ -31,10 +31,11 @@ from iitkit.cli.files import config_names
 from iitkit.cli.keeping import Kept, Patient
 from iitkit.cli.networks import NetworkWriter
 from iitkit.cli.parser import Parser, buried
+from iitkit.data import CompletionDataModule, CounterfactualDataModule
 from iitkit.data.base import PromptDataModule
 from iitkit.errors import IITKitError, choices
 from iitkit.models.load_errors import causes, first_line
-from iitkit.modules import InterventionModule, ReFT
+from iitkit.modules import DAS, InterventionModule, ReFT
 from iitkit.modules.frozen import check_precision
 
 ALLOWED = ["iitkit", "torch.optim", "lightning.pytorch"]
@@ -97,6 +98,12 @@ class Training(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Give the trainer our loggers and callbacks where the user names none of the kind."""
+        for module, data, what in (
+            (ReFT, CompletionDataModule, "completions"),
+            (DAS, CounterfactualDataModule, "pairs"),
+        ):
+            if isinstance(self.model, module) and not isinstance(self.datamodule, data):
+                raise IITKitError(f"{module.__name__} is trained on {what}: choose data {data.__name__}")
         config = self.config_init[self.command]["trainer"]
         root = config.get("default_root_dir") or "runs/iitkit"
         given = config.get("callbacks")

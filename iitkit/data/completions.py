@@ -258,6 +258,12 @@ class CompletionDataModule(PromptDataModule):
         """Test examples."""
         return self._loader("test")
 
+    def every_pair(self, split: str) -> PairLoader:
+        """A split's examples, all of them in every process."""
+        loader = self._loader(split)
+        loader.rows = list(range(len(self.told[split])))
+        return loader
+
     # --- for people ---
 
     def texts(self, split: str, rows: Sequence[int]) -> list[tuple[str, str]]:

@@ -34,14 +34,29 @@ def runner_for(module: InterventionModule) -> Runner:
 def keep_frozen(module: InterventionModule, splits: Sequence[str]) -> None:
     """Run the base on all prompts of some splits once, so that no step runs again what is always alike."""
     trainer: Any = module.trainer
-    limits = [getattr(trainer, f"limit_{stage}_batches") for stage in ("train", "val", "test", "predict")]
-    whole = all(isinstance(limit, float) and limit == 1.0 for limit in limits)  # 1 is one batch
-    if not isinstance(module.runner, Replay) or trainer.fast_dev_run or not whole:
+    if not isinstance(module.runner, Replay) or not _whole(trainer):
         return  # a run of some batches needs some prompts only: they are kept when they come
     module.to(trainer.strategy.root_device)
     shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
     with trainer.precision_plugin.forward_context():
         module.runner.fill(trainer.datamodule.every_prompt(splits), progress=shown)
+
+
+def keep_completions(module: InterventionModule, splits: Sequence[str]) -> None:
+    """Run the base on all examples of some splits once, prompts and completions; the same in every run."""
+    trainer: Any = module.trainer
+    if not isinstance(module.runner, Replay) or not _whole(trainer):
+        return
+    module.to(trainer.strategy.root_device)
+    with trainer.precision_plugin.forward_context():
+        batches = (batch for split in splits for batch in trainer.datamodule.every_pair(split))
+        module.runner.keep(batch.to(module.device) for batch in batches)
+
+
+def _whole(trainer: Any) -> bool:
+    """Whether all batches are run."""
+    limits = [getattr(trainer, f"limit_{stage}_batches") for stage in ("train", "val", "test", "predict")]
+    return not trainer.fast_dev_run and all(isinstance(limit, float) and limit == 1.0 for limit in limits)  # 1 is one
 
 
 def check_precision(precision: str | int | None) -> None:

@@ -19,6 +19,7 @@ from iitkit.models.placed import Where
 from iitkit.models.runs import Prepared, label_logits
 from iitkit.models.sites import Placement
 from iitkit.modules.base import InterventionModule
+from iitkit.modules.frozen import keep_completions
 from iitkit.modules.writing import written
 
 log = logging.getLogger("iitkit")
@@ -105,18 +106,23 @@ class ReFT(InterventionModule):
         return sum(p.numel() for group in self.parameter_groups() for p in group["params"])
 
     def on_fit_start(self) -> None:
-        """Say how much is trained. What is frozen is run when it is first needed: there are no sources."""
+        """Say how much is trained; run what is frozen once."""
         frozen = sum(parameter.numel() for parameter in self.base_model.parameters())
-        log.info("%d trainable parameters, %.4f %% of the base's %d", self.trained, 100 * self.trained / frozen, frozen)
+        share = 100 * self.trained / frozen
+        log.info("%d trainable parameters, %.4f %% of the base's %d", self.trained, share, frozen)
+        keep_completions(self, ["train", "validation"])
 
     def on_validation_start(self) -> None:
-        """There is nothing to do first."""
+        """Run what is frozen once."""
+        if self.trainer.state.fn != "fit":
+            keep_completions(self, ["validation"])
 
     def on_test_start(self) -> None:
-        """There is nothing to do first."""
+        """Run what is frozen once."""
+        keep_completions(self, self.trainer.datamodule.tested)  # type: ignore[attr-defined]
 
     def on_predict_start(self) -> None:
-        """There is nothing to do first."""
+        """Nothing is kept for what is written token by token."""
 
     # --- steps ---
 

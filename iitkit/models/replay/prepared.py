@@ -105,6 +105,13 @@ class ReplayPrepared:
             ).logits
         return logits
 
+    def keep(self) -> None:
+        """Keep what the run with the batch's labels will need."""
+        try:
+            self._made(self.batch.labels[:, :-1], 1)
+        except Unkept as unkept:
+            self.replay.less(str(unkept))
+
     def _made(self, continuation: Tensor, copies: int) -> Run:
         # what is kept, or taken for a batch that is measured and trained on, must serve outside inference mode too
         with torch.inference_mode(False), torch.no_grad():

@@ -252,6 +252,15 @@ class Replay:
                 except Unkept as unkept:
                     self.less(str(unkept))
 
+    def keep(self, batches: Iterable[Runnable]) -> None:
+        """Keep what batches without sources will need, labels and all, in the order in which they come."""
+        for batch in batches:
+            prepared = self.prepare(batch)
+            if not isinstance(prepared, ReplayPrepared):
+                return
+            prepared.keep()
+        log.info("replay: %s", self.told())
+
     def told(self) -> str:
         """Say in one line what is run and what is kept."""
         first, last, store = self.first, len(self.blocks) - 1, self.store
