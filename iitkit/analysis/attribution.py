@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from iitkit.analysis.examples import Chunk, Examples
-from iitkit.analysis.frames import Frame, told
+from iitkit.analysis.frames import Frame, lost, told
 from iitkit.analysis.grid import Grid
 from iitkit.analysis.metrics import DIFFERENTIABLE, Measure
 from iitkit.analysis.pairs import examples_of
@@ -120,6 +120,7 @@ def attribute(
     real = torch.full_like(estimate, torch.nan)
     failed: dict[int, str] = {}
     everything = torch.full_like(real[0], torch.nan)
+    missing: dict[str, Any] = {}
     interrupted, estimated = False, Estimate(tell, "example")
     with Bar("exact cells", len(examples), progress) as bar:
         start = 0
@@ -130,6 +131,7 @@ def attribute(
             real[chosen, start : start + len(chunk)] = change[:-1]
             everything[start : start + len(chunk)] = change[-1]
             failed |= {int(chosen[at]): line for at, line in table.failed.items() if at < len(chosen)}
+            missing |= lost(table.failed, len(chosen))
             start += len(chunk)
             bar.done(len(chunk))
             if interrupted := table.interrupted:
@@ -143,6 +145,7 @@ def attribute(
         **examples.about,
         "correlation": correlation,
         "patched": len(chosen),
+        **missing,
         **({"interrupted": True, "unfinished": True} if interrupted else {}),
         "units": dict.fromkeys(COLUMNS, f"change in {metric.replace('_', ' ')}"),
     }

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from iitkit.analysis.examples import Chunk, Examples
-from iitkit.analysis.frames import Axis, Frame, listed, told
+from iitkit.analysis.frames import Axis, Frame, all_lost, listed, lost, told
 from iitkit.analysis.grid import Grid
 from iitkit.analysis.keeping import Job, Kept, measured
 from iitkit.analysis.metrics import Measure
@@ -127,7 +127,13 @@ def patch_paths(
         ]
         done, interrupted = measured(kept, bar, jobs, cells=True)
     grid = done[0] if examples.single else Grid.join(done, "example")
-    about = {**grid.about, **about, **examples.about, **({"interrupted": True} if interrupted else {})}
+    about = {
+        **grid.about,
+        **about,
+        **examples.about,
+        **all_lost(done),
+        **({"interrupted": True} if interrupted else {}),
+    }
     return Grid(grid.values, grid.dims, grid.coords, grid.references, grid.failed, about)
 
 
@@ -188,17 +194,19 @@ def _chunk(
     own, theirs = (measure(run.logits[None])[0] for run in (base, source))
     clean, corrupt = patcher.turned(own, theirs)
     ends = [receiver for receivers in groups.values() for receiver in receivers]
-    all_at_once = Paths(patcher.engine, base, ends, held)
     references = {"clean": clean, "corrupt": corrupt, "nothing": own}
+    missing: dict[str, Any] = {}
     if (all(groups.values()) or not ends) and not interrupted:
         with suppress(IITKitError):  # of several layers' queries, the later ones' change is held
-            references["everything"] = all_at_once.table([patcher.everything(chunk, source)], measure).values[0]
+            table = Paths(patcher.engine, base, ends, held).table([patcher.everything(chunk, source)], measure)
+            references["everything"] = table.values[0]
+            missing, interrupted = lost(table.failed, 0), table.interrupted
     axes = patcher.axes(examples)
     named = list(groups) != [""]
     frame = Frame(
         [Axis("receiver", list(groups), not named), *axes], metrics, alone, None if examples.single else chunk.names
     )
     about: dict[str, Any] = {} if named else {"receiver": ", ".join(_said(groups[""])) or "logits"}
-    about |= {"interrupted": True} if interrupted else {}
+    about |= {**missing, **({"interrupted": True} if interrupted else {})}
     grid = frame.grid(torch.cat(values), references, failed, {})
     return Grid(grid.values, grid.dims, grid.coords, grid.references, grid.failed, {**grid.about, **about})

@@ -69,10 +69,8 @@ def run(command: str, arguments: Sequence[str]) -> None:
         IITKitError: see :func:`iitkit.lens`.
     """
     settings, config = parsed(command, Lens, arguments)
-    root, kind = (
-        root_of(settings.default_root_dir),
-        one_of(prompts=settings.prompts, task=settings.task, data=settings.data),
-    )
+    root = root_of(settings.default_root_dir)
+    kind = one_of(prompts=settings.prompts, task=settings.task, data=settings.data)
     rows: list[Row] = []
     if kind == "prompts":
         refuse(settings, {"split": "test", "most": None, "seed": 0}, "is of a task or data")

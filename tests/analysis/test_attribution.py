@@ -185,13 +185,19 @@ def test_the_largest_are_patched() -> None:
     assert grid.about["correlation"] == pytest.approx(np.corrcoef(pairs)[0, 1], abs=1e-9)
 
 
-def test_ctrl_c_keeps_the_exact_values_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_keeps_the_exact_values_that_are_done_and_failures_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     model, run = tiny_model("gpt2"), Engine.table
 
     def interrupted(self: Engine, *args: Any, **kwargs: Any) -> Any:
         found = run(self, *args, **kwargs)
         found.values[2:] = torch.nan
         found.interrupted = True
+        return found
+
+    def failing(self: Engine, base: Any, cells: Any, *args: Any, **kwargs: Any) -> Any:
+        found = run(self, base, cells, *args, **kwargs)
+        found.failed |= {1: "no memory", len(cells) - 1: "none at all"}
+        found.values[[1, -1]] = torch.nan
         return found
 
     options: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "answers": "he", "wrong": "she", "exact": 5}
@@ -205,6 +211,10 @@ def test_ctrl_c_keeps_the_exact_values_that_are_done(monkeypatch: pytest.MonkeyP
     known = ~np.isnan(exact)
     assert known.sum(axis=(0, 1)).tolist() == [2, 0]  # of the first example two cells, of the second none
     assert np.allclose(exact[known], whole.sel(metric="exact").values[known], atol=1e-6)
+    monkeypatch.setattr(Engine, "table", failing)
+    lost = attribute(model, *prompts, **options)
+    assert set(lost.failed.values()) == {"no memory"}
+    assert lost.about["failed_references"] == {"everything": "none at all"}
 
 
 @pytest.mark.parametrize(

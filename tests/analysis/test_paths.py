@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from iitkit import Site
 from iitkit.analysis.paths import patch_paths
 from iitkit.errors import IITKitError
-from iitkit.models.grids import Engine
+from iitkit.models.grids import Engine, Paths
 
 LENGTHS = (5, 7)
 WRONG, RIGHT = 7, 5
@@ -187,6 +187,43 @@ def test_a_receivers_group_may_be_the_logits() -> None:
     for name, end in (("out", "logits"), ("q", Site(2, "head_query_output"))):
         alone = patch_paths(model, *both, receivers=end, **options)  # type: ignore[arg-type]
         assert np.allclose(grid.sel(receiver=name).values, alone.values, atol=1e-6)
+
+
+def test_ctrl_c_and_failures_along_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = model_of("gpt2")
+    (base,), (source,) = prompts((6,), 3), prompts((6,), 4)
+    both = {"input_ids": torch.tensor([base])}, {"input_ids": torch.tensor([source])}
+    ends: Any = {"q": Site(2, "head_query_output"), "k": Site(2, "head_key_output")}
+    options: dict[str, Any] = {"receivers": ends, "answers": RIGHT, "layers": [0, 1]}
+    whole, run = patch_paths(model, *both, **options), Paths.table
+    calls: list[int] = []
+
+    def interrupted(self: Paths, senders: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(len(senders))
+        found = run(self, senders, *args, **kwargs)
+        if len(calls) == 2:
+            found.values[3:] = torch.nan
+            found.interrupted = True
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Paths, "table", interrupted)
+        part = patch_paths(model, *both, **options)
+    assert len(calls) == 2
+    assert part.about["interrupted"] is part.about["unfinished"] is True
+    assert np.allclose(part.sel(receiver="q").values, whole.sel(receiver="q").values, atol=1e-6)
+    assert (~np.isnan(part.sel(receiver="k").values)).sum() == 3
+
+    def failing(self: Paths, senders: Any, *args: Any, **kwargs: Any) -> Any:
+        found = run(self, senders, *args, **kwargs)
+        if len(senders) == 1:
+            found.failed[0], found.values[0] = "no memory", torch.nan
+        return found
+
+    monkeypatch.setattr(Paths, "table", failing)
+    failed = patch_paths(model, *both, **options)
+    assert not failed.failed
+    assert failed.about["failed_references"] == {"everything": "no memory"}
 
 
 def test_an_mlp_sends_to_a_later_mlp() -> None:
