@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from iitkit.data import CounterfactualDataModule, Dataset, Sizes
     from iitkit.errors import IITKitError
     from iitkit.hub import Artifact, load
+    from iitkit.hub.converting import convert
+    from iitkit.hub.gguf import to_gguf
     from iitkit.hub.handmade import save
+    from iitkit.hub.merging import merge
     from iitkit.interventions import (
         Addition,
         BoundlessSubspace,
@@ -115,6 +118,7 @@ _HOMES = {
     "Zero": "iitkit.interventions",
     "attribute": "iitkit.analysis.attribution",
     "collect": "iitkit.models.interchange",
+    "convert": "iitkit.hub.converting",
     "interchange": "iitkit.models.interchange",
     "interchange_stages": "iitkit.models.interchange",
     "intervening": "iitkit.models.generation",
@@ -122,9 +126,11 @@ _HOMES = {
     "load": "iitkit.hub",
     "load_base": "iitkit.models.loading",
     "load_network": "iitkit.models.loading",
+    "merge": "iitkit.hub.merging",
     "patch": "iitkit.analysis.patching",
     "patch_paths": "iitkit.analysis.paths",
     "save": "iitkit.hub.handmade",
+    "to_gguf": "iitkit.hub.gguf",
     "trace": "iitkit.analysis.tracing",
     "vector": "iitkit.analysis.vectors",
 }
@@ -180,6 +186,7 @@ __all__ = [
     "Zero",
     "attribute",
     "collect",
+    "convert",
     "interchange",
     "interchange_stages",
     "intervening",
@@ -187,9 +194,11 @@ __all__ = [
     "load",
     "load_base",
     "load_network",
+    "merge",
     "patch",
     "patch_paths",
     "save",
+    "to_gguf",
     "trace",
     "vector",
 ]

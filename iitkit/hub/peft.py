@@ -1,0 +1,107 @@
+"""PEFT's LoRA adapters: ``adapter_config.json`` with ``adapter_model.safetensors`` (or ``.bin``).
+
+Hu et al., 2021, https://arxiv.org/abs/2106.09685; scale α/√r: Kalajdzievski, 2023, https://arxiv.org/abs/2312.03732.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from iitkit.errors import IITKitError, choices
+from iitkit.hub.foreign import read_json, read_tensors, taken
+from iitkit.interventions import Intervention
+from iitkit.models.anatomy import locate
+from iitkit.models.placing import site_info
+from iitkit.models.sites import Site
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model"
+PLAIN: dict[str, tuple[Any, ...]] = {
+    "use_dora": (None, False),
+    "bias": (None, "none"),
+    "modules_to_save": (None, []),
+    "lora_bias": (None, False),
+    "trainable_token_indices": (None, [], {}),
+    "target_parameters": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "layer_replication": (None, []),
+    "use_qalora": (None, False),
+}
+"""Setting → the values at which an adapter is nothing but LoRA at linear modules."""
+_NAME = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)(?:\.default)?\.weight")
+
+
+def from_peft(folder: Path, model: nn.Module, *, trust: bool = False) -> dict[str, tuple[Site, Intervention]]:
+    """Return a LoRA adapter's updates at the outputs of their modules, at all positions.
+
+    Raises:
+        IITKitError: another kind of adapter, a setting that is more than LoRA, modules that the model does not have or
+            that are not linear, or tensors that do not fit.
+    """
+    config = read_json(folder / CONFIG)
+    if config.get("peft_type") != "LORA":
+        raise IITKitError(f"{folder}: peft_type {config.get('peft_type')!r}: only LORA has a counterpart")
+    for key, plain in PLAIN.items():
+        if config.get(key) not in plain:
+            raise IITKitError(f"{folder}: {key} {config[key]!r} has no counterpart: expected {plain[-1]!r}")
+    tensors = read_tensors(folder / WEIGHTS, trust)
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for name in list(tensors):
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise IITKitError(f"{folder}: tensor {name!r} is no LoRA of a linear module")
+        pairs.setdefault(match[1], {})[match[2]] = tensors.pop(name)
+    if not pairs:
+        raise IITKitError(f"{folder}: the adapter holds no tensor")
+    found: dict[str, tuple[Site, Intervention]] = {}
+    for path, pair in pairs.items():
+        site = Site(module=path, side="output", position="all")
+        location = locate(model, site, str(folder))
+        if location.input_width is None or location.width is None:
+            raise IITKitError(
+                f"{folder}: {path} is no linear module whose sizes are known: LoRA has none to read there"
+            )
+        if set(pair) != {"A", "B"} or pair["A"].dim() != 2 or not len(pair["A"]):
+            raise IITKitError(f"{folder}: {path} has {choices(f'lora_{x}' for x in sorted(pair))}: expected A and B")
+        rank = len(pair["A"])
+        a = taken(pair, "A", (rank, location.input_width), f"{folder}: {path}.lora")
+        b = taken(pair, "B", (location.width, rank), f"{folder}: {path}.lora")
+        alpha = _alpha(config, path, rank, folder)
+        made = Intervention.from_spec(
+            {"name": "LoRA", "rank": rank, "alpha": alpha},
+            site_info(location),
+            {"edit.A": a.T.contiguous(), "edit.B": b.T.contiguous()},
+        )
+        found[path.replace(".", "_")] = (site, made)
+    return found
+
+
+def _alpha(config: Mapping[str, Any], path: str, rank: int, folder: Path) -> float:
+    """Return the α of ours, whose scale is α/r, for a module of a rank."""
+    said = _patterned(config.get("rank_pattern"), path, config.get("r"))
+    if said != rank:
+        raise IITKitError(f"{folder}: {path} has rank {rank}, the config says {said!r}")
+    alpha = _patterned(config.get("alpha_pattern"), path, config.get("lora_alpha"))
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise IITKitError(f"{folder}: lora_alpha {alpha!r}: expected a number")
+    return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
+
+
+def _patterned(patterns: Any, path: str, otherwise: Any) -> Any:
+    """Return what a module's own pattern says: one that its path ends in."""
+    for pattern, value in (patterns or {}).items():
+        if path == pattern or path.endswith(f".{pattern}") or _ends(pattern, path):
+            return value
+    return otherwise
+
+
+def _ends(pattern: str, path: str) -> bool:
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", path) is not None
+    except re.error:
+        return False
