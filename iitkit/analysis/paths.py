@@ -149,6 +149,8 @@ def _groups(model: nn.Module, receivers: Receivers) -> dict[str, list[Receiver]]
     found = {}
     for name, given in named.items():
         of = f" of {name!r}" if isinstance(receivers, Mapping) else ""
+        if not isinstance(name, str):
+            raise IITKitError(f"receivers: {name!r} is no name: expected text")
         sites = [] if isinstance(given, str) and given == "logits" else listed(given)[0]
         if given != "logits" and not (sites and all(isinstance(site, Site) for site in sites)):
             raise IITKitError(f"receivers{of}: {given!r}: expected {EXPECTED}")

@@ -162,11 +162,15 @@ def short(text: str, most: int = 80) -> str:
 
 def distinct(labels: Sequence[str]) -> list[str]:
     """Return labels with a number behind those that were there before."""
-    seen: dict[str, int] = {}
-    found = []
+    found: list[str] = []
+    taken, given = set[str](), set(labels)
     for label in labels:
-        seen[label] = seen.get(label, 0) + 1
-        found.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
+        name, number = label, 1
+        while name in taken or (number > 1 and name in given):
+            number += 1
+            name = f"{label} ({number})"
+        found.append(name)
+        taken.add(name)
     return found
 
 

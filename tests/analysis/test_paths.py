@@ -267,6 +267,7 @@ def test_an_mlp_sends_to_a_later_mlp() -> None:
         ({"receivers": "logit"}, "receivers: 'logit': expected 'logits', a Site"),
         ({"receivers": []}, "receivers: []: expected 'logits'"),
         ({"receivers": {}}, "receivers: expected 'logits'"),
+        ({"receivers": {1: Site(1, "mlp_input")}}, "receivers: 1 is no name: expected text"),
         ({"receivers": {"q": []}}, "receivers of 'q': []: expected 'logits'"),
         ({"receivers": {"q": [Site(1, "mlp_input"), 3]}}, "receivers of 'q': [Site("),
         ({"receivers": Site(module="transformer.h.1.mlp")}, "receiver transformer.h.1.mlp (output): expected a comp"),

@@ -13,7 +13,7 @@ from tokenizers import processors
 from iitkit.analysis.examples import Asked, of_text, of_tokens
 from iitkit.analysis.facts import Fact
 from iitkit.analysis.lens import lens
-from iitkit.analysis.prompts import Prompt, answer_token, encode
+from iitkit.analysis.prompts import Prompt, answer_token, distinct, encode
 from iitkit.analysis.tracing import trace
 from iitkit.errors import IITKitError
 
@@ -145,3 +145,16 @@ def test_a_tokenizer_that_closes_texts() -> None:
     offsets = trimming("Mary was ", return_offsets_mapping=True)["offset_mapping"]
     assert offsets[-1][0] == offsets[-1][1]
     assert encode(trimming, Prompt("Mary was ")).tokens[-1] == " "
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["a", "b", "a", "a"], ["a", "b", "a (2)", "a (3)"]),
+        (["a", "a (2)", "a"], ["a", "a (2)", "a (3)"]),
+        (["a", "a", "a (2)"], ["a", "a (3)", "a (2)"]),
+        ([], []),
+    ],
+)
+def test_labels_are_told_apart(labels: list[str], expected: list[str]) -> None:
+    assert distinct(labels) == expected
