@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from iitkit.analysis.prompts import answer_token, pad_of, short
 from iitkit.errors import IITKitError
 from iitkit.models.passes import unedited
 
@@ -35,16 +37,24 @@ class Continuations:
     first: Tensor
 
 
-def left_padded(tokenizer: Any, texts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+def left_padded(
+    tokenizer: Any, texts: Sequence[str], device: torch.device, add_special_tokens: bool = True
+) -> dict[str, Tensor]:
     """Return texts as tokens, padded on the left.
+
+    Args:
+        tokenizer: of the model.
+        texts: the texts.
+        device: where the tokens go.
+        add_special_tokens: whether the tokenizer adds what it adds by itself, e.g. a first token.
 
     Raises:
         IITKitError: no text, or one without a token.
     """
-    rows = [tokenizer(text)["input_ids"] for text in texts]
+    rows = [tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"] for text in texts]
     if not rows or not all(rows):
         raise IITKitError("no prompt given: expected one text or more, each of a token or more")
-    width, pad = max(len(row) for row in rows), int(getattr(tokenizer, "pad_token_id", None) or 0)
+    width, pad = max(len(row) for row in rows), pad_of(tokenizer)
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     return {"input_ids": ids, "attention_mask": mask}
@@ -60,6 +70,7 @@ def written(
     new_tokens: int = 40,
     seed: int | None = None,
     temperature: float = 1.0,
+    add_special_tokens: bool = True,
 ) -> Continuations:
     """Let a model continue prompts inside a context.
 
@@ -71,16 +82,18 @@ def written(
         new_tokens: tokens to write at most.
         seed: sample with it; greedy unless said.
         temperature: of sampling.
+        add_special_tokens: see :func:`left_padded`; a chat template writes these tokens itself.
 
     Raises:
         IITKitError: no prompt, or what the context finds wrong when the model runs.
     """
     device = next(model.parameters()).device
-    given = left_padded(tokenizer, texts, device)
+    given = left_padded(tokenizer, texts, device, add_special_tokens)
     untyped: Any = model
     options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if seed is not None:
         options = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    options |= {"num_beams": 1, "num_return_sequences": 1}  # whatever the model's own settings say
     pad = getattr(tokenizer, "pad_token_id", None)
     options["pad_token_id"] = pad if pad is not None else getattr(tokenizer, "eos_token_id", 0)
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
@@ -147,6 +160,7 @@ def sweep(
     answers: tuple[str, str] | None = None,
     new_tokens: int = 40,
     tell: Callable[[Strength], None] | None = None,
+    add_special_tokens: bool = True,
 ) -> list[Strength]:
     """Measure effect and fluency of steering at several strengths; greedy continuations.
 
@@ -159,17 +173,22 @@ def sweep(
         answers: the answer that steering should bring, and the other one; their first tokens are compared.
         new_tokens: tokens to write at most.
         tell: is told each row as soon as it is known.
+        add_special_tokens: see :func:`left_padded`; a chat template writes these tokens itself.
 
     Raises:
-        IITKitError: an answer without a token, or both with the same first one.
+        IITKitError: an answer without a token of its own behind a prompt, or both with the same first one.
     """
-    pair = None if answers is None else _first_tokens(tokenizer, answers)
+    pairs = None if answers is None else _first_tokens(tokenizer, texts, answers)
     with unedited(model):
-        plain = written(model, tokenizer, texts, context(0.0), new_tokens=1).first
+        plain = written(
+            model, tokenizer, texts, context(0.0), new_tokens=1, add_special_tokens=add_special_tokens
+        ).first
     rows = []
     for strength in strengths:
-        found = written(model, tokenizer, texts, context(strength), new_tokens=new_tokens)
-        expected = None if pair is None else float(found.first[:, pair].softmax(-1)[:, 0].mean())
+        found = written(
+            *(model, tokenizer, texts, context(strength)), new_tokens=new_tokens, add_special_tokens=add_special_tokens
+        )
+        expected = None if pairs is None else float(found.first.gather(1, pairs).softmax(-1)[:, 0].mean())
         rows.append(
             Strength(
                 strength,
@@ -184,21 +203,23 @@ def sweep(
     return rows
 
 
-def _first_tokens(tokenizer: Any, answers: tuple[str, str]) -> list[int]:
+def _first_tokens(tokenizer: Any, texts: Sequence[str], answers: tuple[str, str]) -> Tensor:
+    """Return the first token of each answer behind each text, [texts, 2]."""
     found = []
-    for answer in answers:
-        ids = tokenizer(answer if answer[:1].isspace() else f" {answer}", add_special_tokens=False)["input_ids"]
-        if not ids:
-            raise IITKitError(f"answer {answer!r} has no token")
-        found.append(int(ids[0]))
-    if found[0] == found[1]:
-        raise IITKitError(f"answers {answers[0]!r} and {answers[1]!r} begin with the same token: give others")
-    return found
+    for text in texts:
+        pair = [answer_token(tokenizer, text, answer) for answer in answers]
+        if pair[0] == pair[1]:
+            raise IITKitError(
+                f"answers {answers[0]!r} and {answers[1]!r} begin with the same token behind {short(text)}: give others"
+            )
+        found.append(pair)
+    return torch.tensor(found)
 
 
 def suggested(rows: Sequence[Strength]) -> tuple[float, float] | None:
-    """Return the range of strengths that is fluent and does at least half of what the fluent ones can do.
+    """Return the range of strengths that are fluent and do at least half of what the fluent ones can do.
 
+    It is around the one that does most (of several, the weakest), as far as every strength tried in it will do.
     Fluent: at most ``FLUENT`` times the perplexity of strength 0 (of the weakest, without 0). The effect is the
     expected answer's share, where answers were given, and the divergence otherwise. None where nothing has an effect.
     """
@@ -209,5 +230,15 @@ def suggested(rows: Sequence[Strength]) -> tuple[float, float] | None:
         return row.divergence if row.expected is None else row.expected - (reference.expected or 0.0)
 
     best = max((effect(row) for row in fluent), default=0.0)
-    able = [row.strength for row in fluent if effect(row) >= best / 2 > 0]
-    return (min(able), max(able)) if able else None
+    if best <= 0:
+        return None
+    top = min((row for row in fluent if effect(row) == best), key=lambda row: abs(row.strength))
+    able = {id(row) for row in fluent if effect(row) >= best / 2}
+    first = last = top.strength
+    tried = sorted(rows, key=lambda row: row.strength)
+    at = tried.index(top)
+    for row in takewhile(lambda row: id(row) in able, reversed(tried[:at])):
+        first = row.strength
+    for row in takewhile(lambda row: id(row) in able, tried[at:]):
+        last = row.strength
+    return first, last

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from byhand import logits_of
+from ourtokenizers import adding as that_adds
+from ourtokenizers import blanked
 from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
 
@@ -118,10 +120,59 @@ def test_a_sweep_measures_divergence_and_answers() -> None:
         assert row.perplexity == pytest.approx(float(torch.tensor(perplexity).mean().exp()), rel=1e-4)
     assert rows[0].divergence == pytest.approx(0, abs=1e-6)
     assert rows[1].divergence > 0.01
-    with pytest.raises(IITKitError, match="begin with the same token"):
-        sweep(model, tokenizer, TEXTS, at, [1.0], answers=("she", " she"))
+    for answers in (("she", " she"), ("she", "she was")):
+        with pytest.raises(IITKitError, match="begin with the same token behind 'Yesterday, Anna"):
+            sweep(model, tokenizer, TEXTS, at, [1.0], answers=answers)
     with pytest.raises(IITKitError, match="no prompt given"):
         written(model, tokenizer, [], nullcontext())
+
+
+def test_answers_are_tokens_behind_their_prompts() -> None:
+    """Where a prompt ends in a space, or begins a line, an answer has none of its own."""
+    model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
+    texts = ["Yesterday, Anna walked home because", "Paul was happy.\n"]
+    rows = sweep(model, tokenizer, texts, lambda s: nullcontext(), [0.0], answers=("she", "he"), new_tokens=1)
+    shares = []
+    for text, she, he in zip(texts, (" she", "she"), (" he", "he"), strict=True):
+        behind = [tokens_of(text + answer)[len(tokens_of(text))] for answer in (she, he)]
+        with torch.no_grad():
+            logits = logits_of(model, tokens_of(text))[-1]
+        shares.append(float(logits[behind].softmax(-1)[0]))
+    assert tokens_of("she")[0] != tokens_of(" she")[0]
+    assert rows[0].expected == pytest.approx(sum(shares) / 2, abs=1e-5)
+    with pytest.raises(IITKitError, match="answer ' ' does not stand as tokens"):
+        sweep(model, tokenizer, texts, lambda s: nullcontext(), [0.0], answers=("she", " "))
+
+
+def test_answers_of_tokenizers_that_begin_words_with_a_blank() -> None:
+    tokenizer = blanked(legacy=True)  # " she" by itself is two blanks
+    model = tiny_model("gpt2")
+    text = "Mary saw John"
+    ids = tokenizer(text)["input_ids"]
+    rows = sweep(model, tokenizer, [text], lambda s: nullcontext(), [0.0], answers=("she", "he"), new_tokens=1)
+    behind = [tokenizer(f"{text} {answer}")["input_ids"][len(ids)] for answer in ("she", "he")]
+    assert behind[0] != behind[1]
+    with torch.no_grad():
+        logits = logits_of(model, ids)[-1]
+    assert rows[0].expected == pytest.approx(float(logits[behind].softmax(-1)[0]), abs=1e-5)
+
+
+def test_what_a_tokenizer_adds_may_be_there_already() -> None:
+    """A chat template writes the first token itself: it is not put there twice."""
+    model, tokenizer = tiny_model("gpt2"), that_adds("<|endoftext|>")
+    for text, special in (("Paul was happy", True), ("<|endoftext|>Paul was happy", False)):
+        found = written(model, tokenizer, [text], nullcontext(), new_tokens=1, add_special_tokens=special)
+        with torch.no_grad():
+            logits = logits_of(model, [0, *tokens_of("Paul was happy")])[-1]
+        assert torch.allclose(found.first[0], logits.log_softmax(-1), atol=1e-4)
+
+
+def test_beams_of_the_models_own_settings_are_left_out() -> None:
+    model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
+    expected = written(model, tokenizer, TEXTS, nullcontext(), new_tokens=NEW)
+    model.generation_config.num_beams, model.generation_config.num_return_sequences = 3, 2
+    found = written(model, tokenizer, TEXTS, nullcontext(), new_tokens=NEW)
+    assert (found.texts, found.perplexity) == (expected.texts, expected.perplexity)
 
 
 def row(strength: float, divergence: float, perplexity: float, expected: float | None = None) -> Strength:
@@ -134,3 +185,15 @@ def test_the_suggested_range_is_fluent_and_does_half_of_what_can_be_done() -> No
     rows = [row(0, 0, 10, 0.2), row(1, 9, 10, 0.3), row(2, 0, 10, 0.9), row(-1, 9, 10, 0.0)]
     assert suggested(rows) == (2, 2)
     assert suggested([row(0, 0, 10), row(1, 0, 10)]) is None
+    assert suggested([row(0, 0, 10), row(1, 5, float("nan")), row(2, 1, float("inf"))]) is None
+
+
+def test_the_suggested_range_has_nothing_in_it_that_does_not_do() -> None:
+    """Strengths on both sides of 0 work and 0 itself does nothing; one between two others may not be fluent."""
+    both = [row(-2, 1.0, 11), row(-1, 0.6, 10), row(0, 0, 10), row(1, 0.5, 10), row(2, 0.8, 11)]
+    assert suggested(both) == (-2, -1)
+    assert suggested(both[::-1]) == (-2, -1)  # in whatever order they were tried
+    gap = [row(0, 0, 10), row(1, 0.7, 10), row(2, 0.8, 99), row(3, 1.0, 12), row(4, 0.9, 12)]
+    assert suggested(gap) == (3, 4)
+    tied = [row(-3, 1.0, 10), row(0, 0, 10), row(1, 1.0, 10), row(2, 1.0, 10)]
+    assert suggested(tied) == (1, 2)  # of two that do as much, the weaker
