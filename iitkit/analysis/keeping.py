@@ -16,6 +16,7 @@ from iitkit.analysis.grid import Grid
 from iitkit.analysis.progress import Bar, Left
 from iitkit.errors import IITKitError
 from iitkit.interventions import Intervention
+from iitkit.models.grids import Cell, Found
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,56 @@ class Job:
         example: all that its numbers depend on besides the settings: plain values.
         size: how many examples it is.
         work: how much work it is, in any unit that the jobs have in common.
-        measure: measures it; is told what is left to do, itself included. None where the example is left out.
+        measure: measures it; is told what is left to do, itself included, and where its cells are kept. None where the
+            example is left out.
     """
 
     example: Mapping[str, Any]
     size: int
     work: float
-    measure: Callable[[Left], Grid | None]
+    measure: Callable[[Left, Part], Grid | None]
+
+
+class Part:
+    """The cells of an example that were done when Ctrl-C came.
+
+    Args:
+        stem: of their files; None keeps nothing.
+        whole: whether a table that is finished is kept as well, as another may not be.
+    """
+
+    def __init__(self, stem: Path | None, whole: bool = False) -> None:
+        self._stem, self._whole = stem, whole
+
+    def of(self, number: int) -> Part:
+        """Return one of several tables of an example."""
+        return Part(None if self._stem is None else self._stem.with_name(f"{self._stem.name}_{number}"), True)
+
+    def table(self, cells: Sequence[Cell], run: Callable[[Sequence[Cell]], Found]) -> Found:
+        """Run the cells that are not kept; keep those that are done when Ctrl-C comes."""
+        held = self._load(len(cells))
+        if held is None:
+            found = run(cells)
+        else:
+            rest = held.isnan().all(1).nonzero()[:, 0].tolist()
+            some = run([cells[number] for number in rest])
+            found = Found.empty(len(cells), some.base)
+            found.values[:] = held.view_as(found.values)
+            found.done[:] = True
+            found.values[rest], found.done[rest], found.filled[rest] = some.values, some.done, some.filled
+            found.failed, found.interrupted = {rest[at]: line for at, line in some.failed.items()}, some.interrupted
+        if self._stem is not None and (found.interrupted or self._whole):
+            Grid(found.values.double().flatten(1).numpy(), ("cell", "number")).save(self._stem)
+        return found
+
+    def _load(self, cells: int) -> Tensor | None:
+        if self._stem is None or not self._stem.with_name(f"{self._stem.name}.json").is_file():
+            return None
+        try:
+            found = torch.from_numpy(Grid.load(self._stem).values.copy())
+        except IITKitError:
+            return None
+        return found if len(found) == cells else None
 
 
 class Kept:
@@ -70,9 +114,16 @@ class Kept:
         return None if found.failed else found
 
     def keep(self, example: Mapping[str, Any], grid: Grid) -> None:
-        """Write an example's grid."""
+        """Write an example's grid, in the place of its parts."""
         if (stem := self._stem(example)) is not None:
             grid.save(stem)
+            for file in stem.parent.glob(f"{stem.name}_part*"):
+                file.unlink(missing_ok=True)
+
+    def part(self, example: Mapping[str, Any]) -> Part:
+        """Return where the cells of an unfinished example are."""
+        stem = self._stem(example)
+        return Part(None if stem is None else stem.with_name(f"{stem.name}_part"))
 
     def _stem(self, example: Mapping[str, Any]) -> Path | None:
         if self.folder is None:
@@ -109,10 +160,11 @@ def measured(kept: Kept, bar: Bar, jobs: Sequence[Job], cells: bool = False) -> 
                 done.append(grid)
                 bar.kept(job.size)
             else:
-                grid = job.measure(Left(examples, work / job.work))
+                grid = job.measure(Left(examples, work / job.work), kept.part(job.example))
                 if grid is not None and grid.about.get("interrupted"):
                     if cells and not done:
-                        return [replace(grid, about={**grid.about, "unfinished": True})], True
+                        lost = {"unfinished": True} if kept.folder is None else {}
+                        return [replace(grid, about={**grid.about, **lost})], True
                     raise KeyboardInterrupt
                 if grid is not None and not grid.failed and "failed_references" not in grid.about:
                     kept.keep(job.example, grid)

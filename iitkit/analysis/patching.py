@@ -25,7 +25,7 @@ from iitkit.analysis.frames import (
     window_of,
 )
 from iitkit.analysis.grid import Grid
-from iitkit.analysis.keeping import Job, Kept, measured
+from iitkit.analysis.keeping import Job, Kept, Part, measured
 from iitkit.analysis.metrics import Measure, check_metrics, usual
 from iitkit.analysis.pairs import examples_of
 from iitkit.analysis.progress import Bar, Estimate, Left, Tell
@@ -255,6 +255,7 @@ class Patcher:
         bar: Bar,
         estimate: Estimate,
         left: Left,
+        part: Part,
     ) -> Grid:
         scored = None if chunk.candidates is None else Sequences(metrics, chunk.candidates, chunk.answers)
         times = 1 if scored is None else scored.count
@@ -264,7 +265,8 @@ class Patcher:
         everything = self.everything(chunk, source, times)
         nothing = unchanged(base, self._span, self.what[0].component)
         estimate.of(lambda: self.engine.cost(base, cells), left)
-        table = self.engine.table(base, [*cells, everything, nothing], measure, bar.part)
+        run = partial(self.engine.table, base, reduce=measure, progress=bar.part)
+        table = part.table([*cells, everything, nothing], run)
         of = len(cells)
         values = self.masked(table.values[:of], chunk)
         own = measure(base.logits[None], [0])[0]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from iitkit.analysis.examples import Chunk, Examples
 from iitkit.analysis.frames import Axis, Frame, all_lost, listed, lost, told
 from iitkit.analysis.grid import Grid
-from iitkit.analysis.keeping import Job, Kept, measured
+from iitkit.analysis.keeping import Job, Kept, Part, measured
 from iitkit.analysis.metrics import Measure
 from iitkit.analysis.pairs import examples_of
 from iitkit.analysis.patching import Patcher, asked_of
@@ -177,6 +177,7 @@ def _chunk(
     bar: Bar,
     estimate: Estimate,
     left: Left,
+    part: Part,
 ) -> Grid:
     base, source = patcher.runs(chunk)
     measure = Measure(metrics, chunk.answers, *patcher.turned(base.logits, source.logits))
@@ -187,7 +188,8 @@ def _chunk(
     failed: dict[int, str] = {}
     interrupted = False
     for number, way in enumerate(ways):
-        table = way.table(senders, measure, bar.share(number, len(ways)))
+        run = partial(way.table, reduce=measure, progress=bar.share(number, len(ways)))
+        table = part.of(number).table(senders, run)
         values.append(patcher.masked(table.values, chunk))
         failed |= {number * len(senders) + at: line for at, line in table.failed.items()}
         if interrupted := table.interrupted:

@@ -32,7 +32,7 @@ from iitkit.analysis.frames import (
     window_of,
 )
 from iitkit.analysis.grid import Grid
-from iitkit.analysis.keeping import Job, Kept, measured
+from iitkit.analysis.keeping import Job, Kept, Part, measured
 from iitkit.analysis.metrics import Answers, Measure, check_metrics
 from iitkit.analysis.patching import unchanged
 from iitkit.analysis.progress import Bar, Estimate, Left, Tell, counted
@@ -202,7 +202,7 @@ class Tracer:
         settings = {**self._settings(), "axes": [self.component_alone, self.metric_alone]}
         kept, estimate, skipped = Kept(folder, settings, self.model), Estimate(tell, "fact"), list[str]()
 
-        def measure(fact: _Asked, left: Left, bar: Bar) -> Grid | None:
+        def measure(fact: _Asked, left: Left, part: Part, bar: Bar) -> Grid | None:
             clean = self.engine.run(self._rows(fact.text), self._items)
             top = int(clean.logits[0].argmax())
             if why := self._unknown(fact, top):
@@ -211,7 +211,7 @@ class Tracer:
             ready = _Ready(fact, clean, top)
             corrupt = self._corrupt(fact)
             estimate.of(lambda: self.engine.cost(corrupt, self._cells(ready)), left)
-            return self._fact(ready, corrupt, bar.part)
+            return self._fact(ready, corrupt, part, bar.part)
 
         with Bar("tracing", len(facts), progress) as bar:
             # cells grow as the tokens do, and so does what each of them runs
@@ -275,7 +275,7 @@ class Tracer:
         rows = corrupted(self.model, asked.text, asked.subject, self.how, self.sigma, asked.other)
         return self.engine.run(rows, self._items)
 
-    def _fact(self, ready: _Ready, corrupt: Run, progress: Callable[[Share], None]) -> Grid:
+    def _fact(self, ready: _Ready, corrupt: Run, part: Part, progress: Callable[[Share], None]) -> Grid:
         asked, n = ready.asked, self.how.rows
         tokens = torch.tensor([ready.answer])
         answers = Answers(tokens, None if asked.wrong is None else torch.tensor([asked.wrong])).repeated(n)
@@ -283,7 +283,8 @@ class Tracer:
         cells = self._cells(ready)
         everything = [Patch(self._span(c), c, source=ready.clean) for c in self.components]
         nothing = [unchanged(corrupt, self._span(c), c) for c in self.components]
-        table = self.engine.table(corrupt, [*cells, everything, nothing], measure, progress)
+        run = partial(self.engine.table, corrupt, reduce=measure, progress=progress)
+        table = part.table([*cells, everything, nothing], run)
         of = len(cells)
         references = {
             "clean": measure(ready.clean.logits[None].expand(-1, n, -1))[0],

@@ -583,23 +583,64 @@ def test_what_is_kept_is_of_the_same_network_and_interventions(tmp_path: Path, m
     assert not runs()[1]
 
 
-def test_ctrl_c_in_the_first_example_keeps_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_in_an_example_keeps_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("gpt2")
     bases, sources = drawn(13)
     both = inputs(bases[1:2], "right"), inputs(sources[1:2], "right")
     engine = Engine(model, memory=1)  # few cells at a time
     whole = patch(model, *both, engine=engine)
+    for folder in (None, tmp_path):
+        with monkeypatch.context() as patched:
+            counting(patched, stop=1)
+            part = patch(model, *both, engine=engine, folder=folder)
+        assert part.about["interrupted"] is True
+        assert part.about.get("unfinished") is (True if folder is None else None)
+        known = ~np.isnan(part.values)
+        assert 0 < known.sum() < part.values.size
+        assert np.allclose(part.values[known], whole.values[known], atol=1e-6)
     with monkeypatch.context() as patched:
         counting(patched, stop=1)
-        part = patch(model, *both, engine=engine, folder=tmp_path)
-    assert part.about["interrupted"] is part.about["unfinished"] is True
-    known = ~np.isnan(part.values)
-    assert 0 < known.sum() < part.values.size
-    assert np.allclose(part.values[known], whole.values[known], atol=1e-6)
-    assert not list(tmp_path.iterdir())  # no part is taken for the whole
-    again = patch(model, *both, engine=engine, folder=tmp_path)
+        other = patch(model, *both, engine=engine, folder=tmp_path, metrics="kl_to_clean")  # another measurement
+    assert (~np.isnan(other.values)).sum() == known.sum()
+    with monkeypatch.context() as patched:
+        calls: list[int] = []
+        run = Engine.table
+
+        def counted(self: Engine, base: Any, cells: Any, *args: Any, **kwargs: Any) -> Any:
+            calls.append(len(cells))
+            return run(self, base, cells, *args, **kwargs)
+
+        patched.setattr(Engine, "table", counted)
+        again = patch(model, *both, engine=engine, folder=tmp_path)
+    assert calls == [whole.values.size + 2 - known.sum()]  # only the rest of the cells, and all or none of them
     assert "interrupted" not in again.about
     assert np.allclose(again.values, whole.values, atol=1e-6)
+    for name, numbers in whole.references.items():
+        assert np.allclose(again.references[name], numbers, atol=1e-6)
+    assert len([file for file in tmp_path.iterdir() if "part" in file.name]) == 2  # of the other measurement
+
+
+def test_ctrl_c_in_a_later_example_keeps_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("gpt2")
+    bases, sources = drawn(17)
+    both = inputs(bases, "right"), inputs(sources, "right")
+    engine = Engine(model, memory=1)
+    whole = patch(model, *both, engine=engine, batch_size=1)
+    with monkeypatch.context() as patched:
+        counting(patched, stop=2)
+        part = patch(model, *both, engine=engine, batch_size=1, folder=tmp_path)
+    assert part.sizes["example"] == 1  # an unfinished one is not among those that are averaged
+    assert not np.isnan(part.values[:, : len(bases[0])]).any()
+    damaged = next(file for file in tmp_path.iterdir() if file.name.endswith("_part.json"))
+    before = damaged.read_text()
+    with monkeypatch.context() as patched:
+        counting(patched, stop=2)
+        damaged.write_text("{")
+        part = patch(model, *both, engine=engine, batch_size=1, folder=tmp_path)  # begins the second again
+    assert part.sizes["example"] == 2
+    damaged.write_text(before)
+    again = patch(model, *both, engine=engine, batch_size=1, folder=tmp_path)
+    assert np.allclose(again.values, whole.values, atol=1e-6, equal_nan=True)
 
 
 def test_the_cost_is_told_of_what_is_left(tmp_path: Path) -> None:

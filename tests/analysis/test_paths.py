@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -189,7 +190,7 @@ def test_a_receivers_group_may_be_the_logits() -> None:
         assert np.allclose(grid.sel(receiver=name).values, alone.values, atol=1e-6)
 
 
-def test_ctrl_c_and_failures_along_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_and_failures_along_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = model_of("gpt2")
     (base,), (source,) = prompts((6,), 3), prompts((6,), 4)
     both = {"input_ids": torch.tensor([base])}, {"input_ids": torch.tensor([source])}
@@ -213,6 +214,16 @@ def test_ctrl_c_and_failures_along_paths(monkeypatch: pytest.MonkeyPatch) -> Non
     assert part.about["interrupted"] is part.about["unfinished"] is True
     assert np.allclose(part.sel(receiver="q").values, whole.sel(receiver="q").values, atol=1e-6)
     assert (~np.isnan(part.sel(receiver="k").values)).sum() == 3
+    calls.clear()
+    with monkeypatch.context() as patched:  # the first receiver's are done, of the second's three
+        patched.setattr(Paths, "table", interrupted)
+        assert "unfinished" not in patch_paths(model, *both, **options, folder=tmp_path).about
+        calls.append(0)
+        again = patch_paths(model, *both, **options, folder=tmp_path)
+    assert calls == [48, 48, 0, 0, 45, 1]
+    assert np.allclose(again.values, whole.values, atol=1e-6)
+    assert again.references.keys() == whole.references.keys()
+    assert not [file for file in tmp_path.iterdir() if "part" in file.name]
 
     def failing(self: Paths, senders: Any, *args: Any, **kwargs: Any) -> Any:
         found = run(self, senders, *args, **kwargs)

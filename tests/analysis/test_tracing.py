@@ -283,25 +283,32 @@ def test_facts_are_checked_before_any_is_run(tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_in_a_single_trace_keeps_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_in_a_fact_keeps_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
     whole = trace(model, tokenizer, PROMPT, "Mary", draws=2)
     run = Engine.table
+    calls: list[int] = []
 
-    def interrupted(self: Engine, *args: Any, **kwargs: Any) -> Any:
-        found = run(self, *args, **kwargs)
-        found.values[5:] = torch.nan
-        found.interrupted = True
+    def interrupted(self: Engine, base: Any, cells: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(len(cells))
+        found = run(self, base, cells, *args, **kwargs)
+        if len(calls) == 1:
+            found.values[5:] = torch.nan
+            found.interrupted = True
         return found
 
     monkeypatch.setattr(Engine, "table", interrupted)
     part = trace(model, tokenizer, PROMPT, "Mary", draws=2, folder=tmp_path)
-    assert part.about["interrupted"] is part.about["unfinished"] is True
+    assert part.about["interrupted"] is True
     assert part.values.ravel()[:5].tolist() == whole.values.ravel()[:5].tolist()
     assert np.isnan(part.values.ravel()[5:]).all()
-    assert not list(tmp_path.iterdir())
+    again = trace(model, tokenizer, PROMPT, "Mary", draws=2, folder=tmp_path)
+    assert calls == [4 * 6 + 2, 4 * 6 + 2 - 5]
+    assert np.allclose(again.values, whole.values, rtol=1e-5)
+    assert not [file for file in tmp_path.iterdir() if "part" in file.name]
+    calls.clear()
     with pytest.raises(KeyboardInterrupt):  # the rows of a fact would be averages of some of their tokens
-        trace(model, tokenizer, [PROMPT], ["Mary"], draws=2)
+        trace(model, tokenizer, [PROMPT], ["Mary"], draws=2, layers=[1, 2])
 
 
 def test_a_trace_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,7 +217,7 @@ def test_ctrl_c_in_a_single_fact(shallow_gpt2: str, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Engine, "table", interrupted)
     ran = iitkit("trace", "--config", write(tmp_path, shallow_gpt2, prompts=ROWS[:1]))
     assert ran.code == 130
-    assert ran.err.strip().endswith("interrupted; what is done is kept, and the same command starts anew")
+    assert ran.err.strip().endswith("interrupted; what is done is kept, and the same command goes on from there")
     assert (~np.isnan(Grid.load(tmp_path / "run" / "trace").values)).sum() == 9
 
 
