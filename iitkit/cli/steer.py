@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Literal
+
+import yaml
 
 import iitkit
 from iitkit.analysis.steered import Strength, suggested, sweep, written
@@ -29,15 +33,17 @@ class Steer:
     Args:
         artifact: the trained interventions: a folder, the folder of a run, or user/repo[@revision] on the Hub.
         prompt: what is continued: a text or a list of texts.
-        set: variable → value, e.g. --set gender=she.
+        set: variable → value, e.g. --set gender=she; or a list with one for each prompt, null to leave it alone.
         source: a text that has what is to be set, instead of a value.
         source_span: span → what it is in the source, e.g. --source_span name=Paul.
-        span: span → what it is in the prompt, e.g. --span name=Anna; for artifacts trained at a span.
+        span: span → what it is in the prompt, e.g. --span name=Anna, or a list with one for each prompt; for artifacts
+            trained at a span.
         strength: h + strength · (edit(h) − h).
         unit: what strength 1 is: edit (the trained edit), norm (as long as the activation) or largest (as long as the
             largest that training saw).
         where: which tokens: prompt, generated, all, last, f7+l7, an integer, a span; as trained unless said.
-        steps: which generated tokens, [first, one behind the last], counted from 0; all unless said.
+        steps: which generated tokens, [first, one behind the last], counted from 0; null for all that follow. All
+            unless said.
         compare: print the plain continuation beside the steered one.
         sweep_strength: print effect and fluency at several strengths, with the range that is suggested.
         strengths: which strengths a sweep tries.
@@ -55,14 +61,14 @@ class Steer:
 
     artifact: str
     prompt: str | list[str]
-    set: dict[str, Any] | None = None
+    set: dict[str, str | bool | int | float | list[str | bool | int | float | None]] | None = None
     source: str | None = None
-    source_span: dict[str, str] | None = None
-    span: dict[str, str] | None = None
+    source_span: dict[str, str | list[str | None]] | None = None
+    span: dict[str, str | list[str | None]] | None = None
     strength: float = 1.0
     unit: Literal["edit", "norm", "largest"] = "edit"
     where: int | str | list[int | str] | None = None
-    steps: list[int] | None = None
+    steps: list[int | None] | None = None
     compare: bool = False
     sweep_strength: bool = False
     strengths: list[float] | None = None
@@ -107,7 +113,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
             strength=strength,
             unit=settings.unit,
             where=settings.where,
-            steps=None if settings.steps is None else (settings.steps[0], settings.steps[1]),
+            steps=None if settings.steps is None else (settings.steps[0] or 0, settings.steps[1]),
             spans=settings.span,
             match=settings.match,
         )
@@ -119,11 +125,12 @@ def run(command: str, arguments: Sequence[str]) -> None:
         "new_tokens": settings.new_tokens,
         "seed": settings.seed,
         "temperature": settings.temperature,
+        "add_special_tokens": not settings.chat,
     }
     steered = written(model, tokenizer, texts, steering(settings.strength), **options)
     if not settings.compare:
         for prompt, text in zip(prompts, steered.texts, strict=True):
-            print(prompt + text, flush=True)
+            print(prompt + ("\n" if settings.chat else "") + text, flush=True)
         return
     plain = written(model, tokenizer, texts, nullcontext(), **options)
     said = " ".join(f"{name}={value}" for name, value in (settings.set or {}).items())
@@ -140,25 +147,54 @@ def rewritten(arguments: Sequence[str]) -> list[str]:
     ['--artifact=runs/a', '--prompt=Anna said', '--set.gender=he', '--compare=true']
     """
     rest, found = list(arguments), []
-    for name in ("artifact", "prompt"):
-        if rest and not rest[0].startswith("-"):
-            found += [f"--{name}={rest.pop(0)}"]
+    if rest and not rest[0].startswith("-"):
+        found.append(f"--artifact={rest.pop(0)}")
+        if rest and (not rest[0].startswith("-") or re.match(r"-[^-=]*\s", rest[0])):  # "-5 degrees" is no option
+            rest[0] = f"--prompt={rest[0]}"
     while rest:
         argument = rest.pop(0)
         name, given, value = argument.removeprefix("--").partition("=")
         name = name.replace("-", "_") if argument.startswith("--") else ""
-        if name in PAIRS and (given or (rest and "=" in rest[0])):
+        if name == "prompt" and (given or rest):
+            found.append(f"--prompt={_written(value if given else rest.pop(0), lists=_is_json)}")
+        elif name in PAIRS and (given or (rest and not rest[0].startswith("--"))):
             pair = value if given else rest.pop(0)
             key, equals, chosen = pair.partition("=")
-            if not equals or not key.isidentifier():
+            if pair.startswith("{"):
+                found.append(f"--{name}={pair}")
+            elif not equals or not key.isidentifier():
                 raise IITKitError(f"--{name} {pair}: expected name=value, e.g. --{name} {_example(name)}")
-            found.append(f"--{name}.{key}={chosen}")
+            else:
+                found.append(f"--{name}.{key}={_written(chosen, lists=lambda text: text.startswith('['))}")
         elif name in FLAGS and not given:
             follows = bool(rest) and rest[0] in ("true", "false")
             found.append(f"--{name}={rest.pop(0) if follows else 'true'}")
         else:
             found.append(f"--{name}{given}{value}" if name else argument)
     return found
+
+
+def _written(text: str, lists: Callable[[str], bool]) -> str:
+    """Return a text as the parser takes it for one: where YAML would see something else, as a list of this one.
+
+    Args:
+        text: what was given.
+        lists: whether a list that it may be is meant as one.
+    """
+    try:
+        read = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    other = isinstance(read, dict) or (read is None and text != "") or (isinstance(read, list) and not lists(text))
+    return json.dumps([text], ensure_ascii=False) if other else text
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _example(name: str) -> str:
@@ -172,6 +208,14 @@ def _check(settings: Steer) -> None:
         raise IITKitError(f"prompt {settings.prompt!r}: expected a text, or a list of texts")
     if settings.steps is not None and len(settings.steps) != 2:
         raise IITKitError(f"steps {settings.steps}: expected two numbers, [first, one behind the last]")
+    if settings.strengths is not None and not settings.strengths:
+        raise IITKitError("strengths []: expected one number or more, e.g. [0, 1, 2]")
+    if settings.sweep_strength and settings.strength != Steer.strength:
+        raise IITKitError(f"strength: a sweep tries those of strengths: give --strengths [0, {settings.strength:g}]")
+    if settings.temperature <= 0:
+        raise IITKitError(f"temperature {settings.temperature:g}: expected a number above 0")
+    if settings.temperature != Steer.temperature and settings.seed is None:
+        raise IITKitError("temperature: sampling alone has one: give a seed, or leave it out")
     if settings.new_tokens < 1:
         raise IITKitError(f"new_tokens {settings.new_tokens}: expected 1 or more")
     if settings.sweep_strength and settings.compare:
@@ -231,7 +275,11 @@ def _sweep(settings: Steer, model: Any, tokenizer: Any, texts: list[str], steeri
 
     tried = settings.strengths or STRENGTHS
     rows = sweep(
-        *(model, tokenizer, texts, steering, tried), answers=answers, new_tokens=settings.new_tokens, tell=tell
+        *(model, tokenizer, texts, steering, tried),
+        answers=answers,
+        new_tokens=settings.new_tokens,
+        tell=tell,
+        add_special_tokens=not settings.chat,
     )
     found = suggested(rows)
     print(

@@ -105,40 +105,56 @@ def _listed(given: object) -> bool:
 def index_of(values: Values, given: Any, where: Mapping[str, Any]) -> int:
     """Return which of a variable's values is meant: the value itself, its text, or the answer that it leads to.
 
+    A number may be written in any way (``2``, ``2.0``), and true and false without capitals.
+
     Raises:
         IITKitError: none of them, or several.
     """
-    for i, name in enumerate(values.names):
+    answers: Sequence[str | None] = where.get("answers") or [None] * len(values.names)
+    return _which(given, values.names, answers, where["variable"])
+
+
+def _which(given: Any, names: Sequence[Value], answers: Sequence[str | None], variable: str) -> int:
+    for i, name in enumerate(names):
         if type(name) is type(given) and name == given:
             return i
-    answers = where.get("answers") or [None] * len(values.names)
     text = str(given).strip()
-    for texts in ([str(name).strip() for name in values.names], [None if a is None else a.strip() for a in answers]):
+    said = [str(name).strip() for name in names]
+    for texts in (said, [None if a is None else a.strip() for a in answers]):
         if texts.count(text) == 1:
             return texts.index(text)
-    said = [
+    alike = [_number(name) for name in names]
+    if (number := _number(text if isinstance(given, str) else given)) is not None and alike.count(number) == 1:
+        return alike.index(number)
+    shown = [
         f"{name!r}" + ("" if answer is None else f" ({answer.strip()})")
-        for name, answer in zip(values.names, answers, strict=True)
+        for name, answer in zip(names, answers, strict=True)
     ]
     raise IITKitError(
-        f"variable {where['variable']!r} has no value {given!r}.{did_you_mean(given, values.names)} "
-        f"It has {choices(said)}"
+        f"variable {variable!r} has no value {given!r}.{did_you_mean(given, said)} It has {choices(shown)}"
     )
+
+
+def _number(value: Any) -> float | str | None:
+    """Return what a value is as a number, as true or as false, however it is written; None where it is none of them."""
+    if isinstance(value, bool) or (isinstance(value, str) and value.lower() in ("true", "false")):
+        return str(value).lower()
+    if not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _rows(given: Setting, own: Value, known: Sequence[Value], variable: str) -> Tensor:
     """Return in which rows the setting is the value that a placement was trained for."""
     if isinstance(given, Tensor):
         raise IITKitError(f"{variable}: its edits were trained for a value each and take no vector: give a value")
+    names = list({(type(value), value): value for value in known}.values())
     each: Sequence[Any] = given if _listed(given) else [given]  # type: ignore[assignment]
-    texts = [str(value).strip() for value in known]
-    for value in each:
-        if value is not None and str(value).strip() not in texts:
-            raise IITKitError(
-                f"variable {variable!r} has no value {value!r}.{did_you_mean(value, texts)} "
-                f"It has {choices(map(repr, known))}"
-            )
-    return torch.tensor([value is not None and str(value).strip() == str(own).strip() for value in each])
+    meant = [None if value is None else names[_which(value, names, [None] * len(names), variable)] for value in each]
+    return torch.tensor([type(value) is type(own) and value == own for value in meant])
 
 
 def _vector(given: Tensor, where: Mapping[str, Any], name: str) -> Tensor:

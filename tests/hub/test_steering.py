@@ -19,6 +19,7 @@ import iitkit
 from iitkit.errors import IITKitError
 from iitkit.hub import Artifact, Values, write_artifact
 from iitkit.hub.identity import identity
+from iitkit.hub.settings import index_of
 from iitkit.interventions import (
     Addition,
     Intervention,
@@ -279,10 +280,68 @@ def test_placements_trained_for_one_value_each_are_chosen_by_it(tmp_path: Path) 
     for settings, message in (
         (None, "nothing is set: give a value of gender"),
         ({"gender": "mael"}, "variable 'gender' has no value 'mael'. Did you mean 'male'"),
+        ({"gender": ["male", 1]}, "variable 'gender' has no value 1"),
         ({"gender": random(WIDTH)}, "take no vector"),
     ):
         with pytest.raises(IITKitError, match=message):
             found.steer(model, None, settings)
+
+
+@pytest.mark.parametrize(
+    ("names", "answers", "given", "expected"),
+    [
+        (("a", "b"), None, "b", 1),
+        (("a", "b"), None, " b ", 1),
+        ((True, False), None, False, 1),
+        ((True, False), None, "False", 1),
+        ((True, False), None, "false", 1),
+        ((True, False), None, "true", 0),
+        ((False, True, 1, "1", 0), None, True, 1),
+        ((False, True, 1, "1", 0), None, 1, 2),
+        ((False, True, 1, "1", 0), None, "1", 3),
+        ((False, True, 1, "1", 0), None, 0, 4),
+        ((1, 2, 10), None, "2", 1),
+        ((1, 2, 10), None, 2.0, 1),
+        ((1, 2, 10), None, "2.0", 1),
+        ((1, 2, 10), None, "02", 1),
+        ((0.5, 2.0), None, ".50", 0),
+        ((0.5, 2.0), None, 2, 1),
+        (("1", "2"), None, 2, 1),
+        (("f", "m"), [" she", " he"], "he", 1),
+        (("he", "she"), [" she", " he"], "he", 0),  # a value comes before an answer
+        (("1", "2"), [" 02", " 1"], "02", 0),  # an answer before a number
+    ],
+)
+def test_values_as_themselves_as_text_and_by_their_answer(
+    names: tuple[Any, ...], answers: list[str | None] | None, given: Any, expected: int
+) -> None:
+    values = Values(names, torch.zeros(len(names), 2), (1,) * len(names))
+    where = {"variable": "x"} | ({} if answers is None else {"answers": answers})
+    assert index_of(values, given, where) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "answers", "given"),
+    [
+        ((1, 2), None, True),
+        ((True, False), None, 1),
+        ((True, False), None, "1"),
+        ((True, False), None, 1.0),
+        ((1, "1"), None, 1.0),  # either
+        ((1, "1"), None, " 1"),
+        (("f", "m", "n"), [" she", " he", " he"], "he"),
+        (("f", "m"), [" she", None], "None"),
+        ((1, 2), None, "nan"),
+        ((1, 2), None, None),
+        (("a", "b"), None, ""),
+        (("a", "b"), None, torch.zeros(())),
+    ],
+)
+def test_values_that_are_none_or_several(names: tuple[Any, ...], answers: Any, given: Any) -> None:
+    values = Values(names, torch.zeros(len(names), 2), (1,) * len(names))
+    where = {"variable": "x"} | ({} if answers is None else {"answers": answers})
+    with pytest.raises(IITKitError, match="variable 'x' has no value"):
+        index_of(values, given, where)
 
 
 def test_a_prompt_without_the_span_is_left_alone(tmp_path: Path) -> None:
