@@ -112,15 +112,21 @@ def answer_token(tokenizer: Any, text: str, answer: str) -> int:
     """Return an answer's first token behind a text: tokenised with it, as tokenizers may treat a start differently.
 
     Raises:
-        IITKitError: an answer without a token, or one that merges with the text's end.
+        IITKitError: an answer without a token, one that merges with the text's end, or whose first token is its blank.
     """
     before, whole = tokenizer([text, text + spaced(text, answer)])["input_ids"]
-    if not answer.strip() or len(whole) <= len(before) or whole[: len(before)] != before:
+    if not answer or len(whole) <= len(before) or whole[: len(before)] != before:
         raise IITKitError(
             f"answer {answer!r} does not stand as tokens of its own behind {short(text)}: end the prompt without a "
             "space, and begin the answer with one"
         )
-    return int(whole[len(before)])
+    first = int(whole[len(before)])
+    if answer.strip() and not said(tokenizer, [first])[0].strip():
+        raise IITKitError(
+            f"answer {answer!r}: behind {short(text)} its first token is the blank alone, which says nothing of it: "
+            "end the prompt with the blank"
+        )
+    return first
 
 
 def spaced(prompt: str, answer: str) -> str:

@@ -181,6 +181,8 @@ class Tracer:
             locate(model, Site(self.layers[0], component), "trace")
         if window is not None:
             checked_window(window)
+        if sigma is not None and corruption.kind != "noise":
+            raise IITKitError(f"sigma: corruption {corruption.kind} draws no noise: leave it out")
         if sigma is not None and not 0 < sigma < math.inf:
             raise IITKitError(f"sigma {sigma}: expected a standard deviation, more than 0")
         self.windows = {c: _window(c) if window is None else window for c in self.components}

@@ -67,11 +67,25 @@ def test_answers_by_the_lens_and_of_traced_facts() -> None:
 
 @pytest.mark.parametrize(
     ("text", "answer"),
-    [("The capital city is Mary ", "John"), ("The capital city is", ""), ("The capital city is", " ")],
+    [("The capital city is Mary ", "John"), ("The capital city is", "")],
 )
 def test_an_answer_without_tokens_of_its_own(text: str, answer: str) -> None:
     with pytest.raises(IITKitError, match=r"does not stand as tokens of its own behind 'The capital.*end the prompt"):
         answer_token(tiny_tokenizer(), text, answer)
+
+
+def test_an_answer_whose_blank_is_a_token_of_its_own() -> None:
+    """As SmolLM2's tokenizer has it of digits: `` 5`` and `` 6`` would both be the blank."""
+    tokenizer = tiny_tokenizer()
+    five, blank = tokenizer("5")["input_ids"], tokenizer(" ")["input_ids"]
+    assert tokenizer("2 + 3 = 5")["input_ids"][-2:] == blank + five
+    with pytest.raises(IITKitError) as raised:
+        answer_token(tokenizer, "2 + 3 =", "5")
+    assert str(raised.value).startswith("answer '5': behind '2 + 3 =' its first token is the blank alone")
+    assert [answer_token(tokenizer, "2 + 3 = ", "5")] == five
+    assert [answer_token(tokenizer, "2 + 3 =", " ")] == blank  # asked for as such
+    with pytest.raises(IITKitError, match="end the prompt with the blank"):
+        of_text("2 + 2 =", "2 + 3 =", Asked(tokenizer, answers="5", wrong="4"))
 
 
 def test_answers_that_begin_alike_are_refused() -> None:

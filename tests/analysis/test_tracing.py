@@ -385,6 +385,10 @@ def test_a_failed_cell_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
             "components: 'mlp_output' is named twice",
         ),
         ({"prompts": Fact(PROMPT, "Mary"), "sigma": -1.0}, "sigma -1.0: expected a standard deviation, more than 0"),
+        (
+            {"prompts": Fact(PROMPT, "Mary"), "sigma": 1.0, "corruption": "zero"},
+            "sigma: corruption zero draws no noise: leave it out",
+        ),
         ({"prompts": Fact(PROMPT, "Mary"), "noise": math.inf}, "noise inf: expected a multiple"),
         ({"prompts": [3], "subjects": ["Mary"]}, "prompts: 3: expected text or a Fact"),
         ({"prompts": Fact(PROMPT, "Mary"), "engine": Engine(tiny_model("gpt2"))}, "engine: it runs another network"),
