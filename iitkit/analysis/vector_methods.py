@@ -56,7 +56,7 @@ def linear_probe(positive: Tensor, negative: Tensor, penalty: float) -> Tensor:
         raise IITKitError(f"penalty {penalty!r}: expected a number above 0")
     rows = torch.cat([positive, negative]).double()
     signs = torch.cat([torch.ones(len(positive)), -torch.ones(len(negative))]).double()
-    shares = torch.cat([torch.full((len(part),), 0.5 / len(part)) for part in (positive, negative)]).double()
+    shares = torch.tensor([0.5 / len(part) for part in (positive, negative) for _ in part], dtype=torch.float64)
     centred = rows - shares @ rows
     spread = centred.square().mean().sqrt()
     if not spread > 0:

@@ -19,7 +19,7 @@ from iitkit.analysis.frames import checked_layers
 from iitkit.analysis.prompts import Encoded, Prompt, columns, encode, pad_of, padded
 from iitkit.analysis.vector_methods import linear_probe, mean_difference, principal_difference
 from iitkit.errors import IITKitError, choices, did_you_mean
-from iitkit.interventions import Addition, Intervention, SiteInfo
+from iitkit.interventions import Addition, Intervention
 from iitkit.models.anatomy import locate
 from iitkit.models.interchange import collect
 from iitkit.models.sites import Site
@@ -47,7 +47,7 @@ class SteeringVectors:
 
     def alignment(self) -> dict[str, tuple[Site, Intervention]]:
         """Return sites with additions of the vectors: what :func:`iitkit.intervening` and :func:`iitkit.save` take."""
-        return {name: (site, addition(self.vectors[name])) for name, site in self.sites.items()}
+        return {name: (site, Addition.of(self.vectors[name])) for name, site in self.sites.items()}
 
     def only(self, *names: str) -> SteeringVectors:
         """Return some of the vectors.
@@ -73,14 +73,6 @@ class SteeringVectors:
             name: (drawn[name] / drawn[name].norm() * v.double().norm()).float() for name, v in self.vectors.items()
         }
         return replace(self, vectors=scaled, about={**self.about, "method": "random", "seed": seed})
-
-
-def addition(vector: Tensor) -> Addition:
-    """Return the intervention that adds a vector [width]; nothing of it trains."""
-    made = Addition(SiteInfo(vector.shape[-1]))
-    made.load_state_dict({"edit.vector": vector.detach().float()}, strict=True)
-    made.requires_grad_(False).eval()
-    return made
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from iitkit.errors import IITKitError, choices, did_you_mean
 from iitkit.hub.foreign import read_safetensors
-from iitkit.interventions import Addition, Intervention, SiteInfo
+from iitkit.interventions import Addition, Intervention
 from iitkit.models.anatomy import COMPONENTS, locate
 from iitkit.models.sites import Site
 from iitkit.positions import Position
@@ -40,16 +40,8 @@ def from_constants(
             key = name.replace(".", "_")
             if key in found:
                 raise IITKitError(f"{file}: {name} is there twice, also in another file of {folder}")
-            found[key] = (site, added(vector))
+            found[key] = (site, Addition.of(vector))
     return found
-
-
-def added(vector: Tensor) -> Intervention:
-    """Return the addition of a vector [width]."""
-    made = Addition(SiteInfo(vector.shape[-1]))
-    made.load_state_dict({"edit.vector": vector.detach().float()}, strict=True)
-    made.requires_grad_(False).eval()
-    return made
 
 
 def _placed(model: nn.Module, name: str, tensor: Tensor, position: Position, file: Path) -> tuple[Site, Tensor]:

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from iitkit.errors import IITKitError
 from iitkit.hub.affine import constant_of
 from iitkit.hub.artifact import Artifact
-from iitkit.hub.constants import added
-from iitkit.interventions import Intervention
+from iitkit.interventions import Addition, Intervention
 from iitkit.models.anatomy import locate
 from iitkit.models.gguf import require
 from iitkit.models.interchange import Alignment
@@ -83,7 +82,7 @@ def from_gguf(
         location = locate(model, site, f"{file}: direction.{layer}")
         if location.width != len(vector):
             raise IITKitError(f"{file}: direction.{layer} has {len(vector)} numbers, {location.label} {location.width}")
-        found[f"layer_{layer}"] = (site, added(vector))
+        found[f"layer_{layer}"] = (site, Addition.of(vector))
     return found
 
 

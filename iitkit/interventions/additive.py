@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from torch import Tensor
+
 from iitkit.interventions import edits
 from iitkit.interventions.base import Intervention, SiteInfo
 from iitkit.interventions.learned import LowRankUpdate
@@ -27,6 +29,14 @@ class Addition(Intervention):
     def __init__(self, site: SiteInfo, take: Take = "vector", features: int | list[int] | None = None) -> None:
         edit = edits.Add(site.width, site, take)
         super().__init__(Identity(site), some(site.width, features), edit, take=take, features=features)
+
+    @staticmethod
+    def of(vector: Tensor) -> Addition:
+        """Return the addition of a vector [width] that is known, kept in fp32; nothing of it trains."""
+        made = Addition(SiteInfo(vector.shape[-1]))
+        made.load_state_dict({"edit.vector": vector.detach().float()}, strict=True)
+        made.requires_grad_(False).eval()
+        return made
 
 
 class Subtraction(Intervention):

@@ -73,10 +73,11 @@ def test_probe_is_where_the_loss_is_flat(penalty: float) -> None:
     share = torch.tensor([1 / 14] * 7 + [1 / 8] * 4, dtype=torch.float64)
     x = x - (share[:, None] * x).sum(0)
     x = x / x.square().mean().sqrt()
-    best = None
     unit = found / found.norm()
     size = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([size], max_iter=200, tolerance_grad=1e-13, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [size], max_iter=200, tolerance_grad=1e-13, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
 
     def loss(w: Tensor, b: Tensor) -> Tensor:
         return (share * torch.log1p(torch.exp(-y * (x @ w + b)))).sum() + penalty / 2 * w.square().sum()

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import iitkit
-from iitkit import Site
+from iitkit import Addition, Site
 from iitkit.hub.gguf import read_gguf, to_gguf
 
 TOKENS = ids(2, 6, seed=11)
@@ -218,9 +218,7 @@ def test_adapters_hold_nothing_else(tmp_path: Path) -> None:
 
 
 def vectors(*layers: int) -> dict[str, Any]:
-    from iitkit.analysis.vectors import addition
-
-    return {f"v{i}": (Site(i, "block_output", "all"), addition(numbers(16, seed=i))) for i in layers}
+    return {f"v{i}": (Site(i, "block_output", "all"), Addition.of(numbers(16, seed=i))) for i in layers}
 
 
 def test_a_control_vector_reads_back_with_the_gguf_package(tmp_path: Path) -> None:
