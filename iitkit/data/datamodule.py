@@ -29,6 +29,7 @@ from iitkit.data.preflight import preflight
 from iitkit.data.prompts import Arrays, symbols
 from iitkit.data.recorded import Recorded
 from iitkit.data.source import generator
+from iitkit.data.valued import Target, targets
 from iitkit.data.wording import Wording
 from iitkit.errors import IITKitError
 from iitkit.positions import Position
@@ -153,6 +154,7 @@ class CounterfactualDataModule(PromptDataModule):
         self.judged: dict[str, float] = {}
         """The base model's accuracy on each split's prompts, where the data were filtered by it."""
         self._kept: dict[str, Codes] = {}
+        self._targets: dict[str, list[Target | None]] = {}
         self._asked: Asked | None = None
 
     # --- making the pools ---
@@ -183,7 +185,7 @@ class CounterfactualDataModule(PromptDataModule):
         self.worded, self.answers = wording, labels_for(self.source, self.tokenizer, wording)
         self.pad_id = int(getattr(self.tokenizer, "pad_token_id", None) or 0)
         self._asked = Asked(subject.answer) if model and not getattr(self.source, "base_labels_known", True) else None
-        self.pools = {}
+        self.pools, self._targets = {}, {}
         for split in self.splits:
             pool = self._pool(split, found.positions, wording)
             if self.only_correct:
@@ -191,6 +193,7 @@ class CounterfactualDataModule(PromptDataModule):
             self.pools[split] = replace(pool, first=new_numbers(len(pool)))
             pairs = self.pairs(split, 0)
             self.answers.choices(pool.prompts, pairs.base.tolist(), pairs.candidates)
+        self._targets = targets(self, subject.alignment)
 
     def _pool(self, split: str, positions: Mapping[str, Position], wording: Wording) -> Pool:
         texts, templates, setting = self.source.prompts(split)
@@ -298,7 +301,10 @@ class CounterfactualDataModule(PromptDataModule):
         return pairs if split not in self._kept else kept_pairs(pairs, self._kept[split], n, split)
 
     def _collator(self, split: str) -> Collator:
-        return Collator(self.pools[split], self.answers, self.placements, self.pad_id, self.padding, self.stage)
+        targets = self._targets.get(split, ())
+        return Collator(
+            self.pools[split], self.answers, self.placements, self.pad_id, self.padding, self.stage, targets
+        )
 
     def size(self, split: str) -> int:
         """Return the number of a split's pairs."""

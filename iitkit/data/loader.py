@@ -15,6 +15,7 @@ from iitkit.data.pairs import Pairs
 from iitkit.data.pool import Pool
 from iitkit.data.ragged import Padding as Padding
 from iitkit.data.ragged import Ragged
+from iitkit.data.valued import Target
 from iitkit.errors import IITKitError
 
 Rows = Sequence[int]
@@ -30,6 +31,7 @@ class Collator:
         pad_id: token that fills the gaps.
         side: where the gaps are.
         stage: for each placement its stage, where there are several.
+        targets: for each placement the pairs that it edits, None for all of its variable; empty for all.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class Collator:
         pad_id: int,
         side: Padding,
         stage: Sequence[int] = (),
+        targets: Sequence[Target | None] = (),
     ) -> None:
         self.pool, self.answers, self.placements, self.pad_id, self.side = pool, answers, placements, pad_id, side
-        self.stage = tuple(stage)
+        self.stage, self.targets = tuple(stage), list(targets)
 
     def tokens(self, rows: Rows) -> Any:
         """Return prompts of the pool: padded :class:`Tokens`, or :class:`Values` where they are no tokens."""
@@ -82,6 +85,15 @@ class Collator:
                     "both; name one token (a span's last is its plain name, its first is name.first)"
                 )
 
+    def _values(self, drawn: Tensor, source_of: Tensor) -> Tensor:
+        """Return where a placement's source has the value that the placement is for, [B, P]; drawn: rows, [K, B]."""
+        found = torch.ones_like(source_of, dtype=torch.bool)
+        of_row = torch.arange(len(source_of))
+        for p, target in enumerate(self.targets):
+            if target is not None:
+                found[:, p] = torch.from_numpy(target.codes)[drawn[source_of[:, p], of_row]] == target.wanted
+        return found
+
     def __call__(self, pairs: Pairs, chosen: Rows) -> Batch[Any]:
         """Return the batch of the given pairs."""
         bases, drawn = pairs.base[chosen].tolist(), pairs.sources[chosen].T.tolist()
@@ -95,6 +107,8 @@ class Collator:
             taken = variables[:, None] == placed[None, :, None]  # [B, P, K]
             # of several variables from one source, all take their values from source 0
             active, source_of = taken.any(2), taken.long().argmax(2).clamp(max=len(drawn) - 1)
+        values = self._values(torch.tensor(drawn), source_of)
+        active = active & values
         at = [self.positions(rows, tokens) for rows, tokens in zip([*drawn, bases], [*sources, base], strict=True)]
         n = max(columns.shape[2] for columns, _ in at)
         columns, there = (
@@ -117,7 +131,8 @@ class Collator:
             apart = self.answers.choices(self.pool.prompts, bases, [[pairs.other_label[i]] for i in chosen])
             rows, _ = Ragged.of([choice.tokens[0] for choice in apart]).padded(range(len(apart)), IGNORED)
             isolated["isolate_labels"] = torch.from_numpy(rows)
-            isolated["isolate_active"] = torch.from_numpy(pairs.other[chosen])[:, None] == placed[None]
+            others = torch.from_numpy(pairs.other[chosen])[:, None] == placed[None]
+            isolated["isolate_active"] = others & self._values(torch.tensor(drawn), torch.zeros_like(source_of))
         return Batch(
             base=base,
             sources=sources,

@@ -66,6 +66,8 @@ class Placement:
         head: index of a head, or several, of a component that has heads; each is edited unless joint. All unless said.
         joint: edit all positions (and heads) of the site as one long vector, instead of each by itself.
         shared_with: placement whose intervention this one uses: one object, the same weights.
+        value: of the variable; only pairs whose source gives it that value are edited here. Interventions without a
+            source (Addition, LoRA, LoReFT, …) are fitted so, one placement for each value. All pairs unless said.
     """
 
     layer: int | None = None
@@ -78,6 +80,7 @@ class Placement:
     head: Head = None
     joint: bool = False
     shared_with: str | None = None
+    value: str | bool | int | float | None = None
 
     @property
     def site(self) -> Site:
@@ -95,6 +98,8 @@ class Placement:
         keys = ("module", "side") if self.module is not None else ("layer", "component")
         given = {key: getattr(self, key) for key in ("head", "joint", "shared_with")}
         said = {key: value for key, value in given.items() if value is not None and value is not False}
+        if self.value is not None:
+            said["value"] = self.value
         return {
             **{key: getattr(self, key) for key in keys},
             **said,
