@@ -162,10 +162,10 @@ class Artifact:
         return found
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the artifact to a folder, which is replaced if it is an artifact's.
+        """Write the artifact to a folder; an artifact that is there is replaced.
 
         Raises:
-            IITKitError: where it cannot be written.
+            IITKitError: where it cannot be written, or another thing of that name.
         """
         from iitkit.hub.saving import write_folder
 

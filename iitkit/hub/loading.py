@@ -48,7 +48,7 @@ def load(
     """
     folder, name = Path(path), os.fspath(path)
     if isinstance(path, str) and not folder.exists() and is_repo_id(path):
-        folder = fetched(path, revision, subfolder, token)
+        folder = fetched(path, revision, subfolder, token, no_folder=True)
     elif revision is not None or subfolder is not None or token is not None:
         given = "revision" if revision is not None else "subfolder" if subfolder is not None else "token"
         raise IITKitError(f"{given} is of a repo on the Hub, user/repo: {name} is none. Leave it out")

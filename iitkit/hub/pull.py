@@ -66,7 +66,13 @@ def pull(
     return target
 
 
-def fetched(repo_id: str, revision: str | None = None, subfolder: str | None = None, token: str | None = None) -> Path:
+def fetched(
+    repo_id: str,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | None = None,
+    no_folder: bool = False,
+) -> Path:
     """Return the folder of the Hub's cache that holds an artifact's files, which nobody has read yet.
 
     Args:
@@ -74,6 +80,7 @@ def fetched(repo_id: str, revision: str | None = None, subfolder: str | None = N
         revision: branch, tag or commit; the newest of ``main`` unless said.
         subfolder: folder in the repo.
         token: the one that you are logged in with unless given.
+        no_folder: whether the name might have been a folder's, and is none.
 
     Raises:
         IITKitError: see :func:`pull`.
@@ -104,7 +111,7 @@ def fetched(repo_id: str, revision: str | None = None, subfolder: str | None = N
             hf_hub_download(name, prefix + CONFIG, revision=revision, token=token)
         return place
 
-    place = asked(fetch, name, revision)
+    place = asked(fetch, name, revision, no_folder=no_folder)
     return place / inside if inside else place
 
 

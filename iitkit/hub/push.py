@@ -9,7 +9,7 @@ from typing import Any
 from iitkit.errors import IITKitError
 from iitkit.hub.artifact import Artifact
 from iitkit.hub.card import is_generated, task_of
-from iitkit.hub.files import check_size
+from iitkit.hub.files import LARGEST, check_size
 from iitkit.hub.identity import name_of, without_folders
 from iitkit.hub.remote import LOGIN, asked, checked_subfolder, parted
 from iitkit.hub.saving import files_of
@@ -81,11 +81,13 @@ def push(
     def there() -> tuple[str, bool, set[str]]:
         """Return the newest commit, whether its README is by hand, and which of our files it has."""
         commit = str(api.model_info(name, revision=revision).sha)
-        paths = {entry.path for entry in api.get_paths_info(name, [prefix + file for file in FILES], revision=commit)}
-        if prefix + README not in paths:
-            return commit, False, paths
+        entries = api.get_paths_info(name, [prefix + file for file in FILES], revision=commit)
+        sizes = {entry.path: getattr(entry, "size", None) or 0 for entry in entries}
+        size = sizes.get(prefix + README)
+        if size is None or size > LARGEST[README]:
+            return commit, size is not None, set(sizes)
         text = Path(api.hf_hub_download(name, prefix + README, revision=commit)).read_text("utf-8", "replace")
-        return commit, not is_generated(text), paths
+        return commit, not is_generated(text), set(sizes)
 
     def ask() -> Pushed:
         if not create_pr or not api.repo_exists(name):

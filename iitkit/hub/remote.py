@@ -46,8 +46,17 @@ def checked_subfolder(subfolder: str | None) -> str | None:
     return "/".join(parts)
 
 
-def asked(question: Callable[[], T], repo_id: str, revision: str | None = None, *, push: bool = False) -> T:
+def asked(
+    question: Callable[[], T], repo_id: str, revision: str | None = None, *, push: bool = False, no_folder: bool = False
+) -> T:
     """Return what the Hub answers.
+
+    Args:
+        question: asks it.
+        repo_id: user/repo.
+        revision: the revision that is asked for.
+        push: whether something is written.
+        no_folder: whether the name might have been a folder's, and is none.
 
     Raises:
         IITKitError: what went wrong.
@@ -55,6 +64,7 @@ def asked(question: Callable[[], T], repo_id: str, revision: str | None = None, 
     from huggingface_hub import errors
 
     name = f"artifact {repo_id!r}"
+    looked = f"{name} is no folder here" if no_folder else name
     try:
         return question()
     except IITKitError:
@@ -68,10 +78,11 @@ def asked(question: Callable[[], T], repo_id: str, revision: str | None = None, 
     except errors.RepositoryNotFoundError as error:
         if push:
             raise IITKitError(f"{name}: the Hub lets you not write there. {LOGIN}") from error
-        raise IITKitError(f"{name} was not found on the Hub: check the spelling. If it is private: {LOGIN}") from error
+        there = f"{looked}, and" if no_folder else name
+        raise IITKitError(f"{there} was not found on the Hub: check the spelling. If it is private: {LOGIN}") from error
     except errors.LocalEntryNotFoundError as error:
         raise IITKitError(
-            f"{name}: the Hub could not be reached and the artifact is not all in the local cache. Check the network"
+            f"{looked}: the Hub could not be reached and the artifact is not all in the local cache. Check the network"
         ) from error
     except errors.OfflineModeIsEnabled as error:
         raise IITKitError(f"{name}: HF_HUB_OFFLINE is set, so the Hub is not asked. Unset it") from error

@@ -73,12 +73,14 @@ def write_artifact(
 def write_folder(folder: str | os.PathLike[str], artifact: Artifact) -> Path:
     """Write an artifact: to a temporary folder first, which then takes the name.
 
-    A README that was written by hand stays.
+    An artifact that is there is replaced, but for a README that was written by hand.
 
     Raises:
-        IITKitError: where it cannot be written, or a part that no artifact may have.
+        IITKitError: where it cannot be written, another thing of that name, or a part that no artifact may have.
     """
-    target = Path(folder)
+    target = Path(folder).resolve() if Path(folder).is_symlink() else Path(folder)
+    if target.is_file() or (target.is_dir() and not (target / CONFIG).is_file() and any(target.iterdir())):
+        raise IITKitError(f"{target} is there and is no artifact: it is not replaced. Name another folder")
     files = files_of(artifact, _by_hand(target) or artifact.card, target.name)
     scratch: Path | None = None
     try:
@@ -87,19 +89,28 @@ def write_folder(folder: str | os.PathLike[str], artifact: Artifact) -> Path:
         for name, data in files.items():
             (scratch / name).write_bytes(data)
         scratch.chmod(0o755)
-        if target.exists():
-            old = scratch.with_name(scratch.name + "-old")
-            target.rename(old)
-            scratch.rename(target)
-            shutil.rmtree(old)
-        else:
-            scratch.rename(target)
+        _take_the_place_of(target, scratch)
     except OSError as error:
         raise IITKitError(f"cannot write the artifact {target}: {error.strerror or error}") from error
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def _take_the_place_of(target: Path, scratch: Path) -> None:
+    """Give a finished folder its name; one that has it goes, and stays where that fails."""
+    if not target.exists():
+        scratch.rename(target)
+        return
+    old = scratch.with_name(scratch.name + "-old")
+    target.rename(old)
+    try:
+        scratch.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
 
 
 def files_of(artifact: Artifact, readme: str | None, where: str, subfolder: str | None = None) -> dict[str, bytes]:

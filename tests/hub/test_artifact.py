@@ -214,3 +214,42 @@ def test_what_json_cannot_hold_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(IITKitError, match="the artifact: prefix is 3: expected text"):
         write(tmp_path / "a", prefix=3)
     assert not (tmp_path / "a").exists()
+
+
+def test_what_is_no_artifact_is_not_replaced(tmp_path: Path) -> None:
+    loaded = iitkit.load(write(tmp_path / "a"))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    loaded.save(mine)  # empty: nothing is lost
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+    for taken in (other, other / "thesis.tex"):
+        with pytest.raises(IITKitError, match="is there and is no artifact: it is not replaced"):
+            loaded.save(taken)
+    assert (other / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
+    loaded = iitkit.load(write(tmp_path / "a"))
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    loaded.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "link"]
+
+
+def test_the_old_stays_where_the_new_cannot_take_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "a")
+    before = (folder / "config.json").read_bytes()
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if target == folder and not self.name.endswith("-old"):
+            raise OSError(1, "Operation not permitted")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(IITKitError, match=r"cannot write the artifact .*: Operation not permitted"):
+        write(tmp_path / "a", task="another")
+    assert (folder / "config.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
