@@ -45,7 +45,7 @@ def trained(given: Interventions | None, components: Sequence[str]) -> list[What
         components: where those are patched that have no site of their own.
 
     Raises:
-        IITKitError: what is no intervention, or placed at a module by its path.
+        IITKitError: what is no intervention, has not seen its data, or is placed at a module by its path.
     """
     if given is None:
         return []
@@ -57,6 +57,10 @@ def trained(given: Interventions | None, components: Sequence[str]) -> list[What
         site, edit = each if isinstance(each, tuple) else (None, each)
         if not isinstance(edit, Intervention):
             raise IITKitError(f"interventions: {name!r} is a {type(edit).__name__}: expected an intervention")
+        if edit.unfitted:
+            raise IITKitError(
+                f"interventions: {name!r} must see data first: let `iitkit fit` do it, or observe and finish"
+            )
         if site is not None and site.module is not None:
             raise IITKitError(f"interventions: {name!r} is placed at module {site.module}, which no layer axis names")
         of = components if site is None else [site.component]

@@ -17,7 +17,7 @@ from replaying import SIDES, model_of
 from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 
-from iitkit import CounterfactualDataModule, LowRankSubspace, Site, SiteInfo, Sizes
+from iitkit import CounterfactualDataModule, LowRankSubspace, Mean, Site, SiteInfo, Sizes
 from iitkit.analysis.patching import patch
 from iitkit.analysis.prompts import Prompt
 from iitkit.batch import IGNORED
@@ -708,6 +708,7 @@ BASE, SOURCE = "Yesterday, Mary walked home because", "Yesterday, John walked ho
         ({"components": []}, "components: expected one or several"),
         ({"components": ["mlp_output", "mlp_output"]}, "components: 'mlp_output' is named twice"),
         ({"engine": Engine(tiny_model("gpt2", seed=1))}, "engine: it runs another network: make it of this one"),
+        ({"interventions": {"x": Mean(SiteInfo(32))}}, "interventions: 'x' must see data first: let `iitkit fit`"),
         ({"interventions": {"x": 3}}, "interventions: 'x' is a int: expected an intervention"),
     ],
 )
