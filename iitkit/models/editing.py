@@ -53,20 +53,40 @@ def _keep_activations(holder: nn.Module, stack: ExitStack) -> None:
     if not holder.training:
         return
     for module in holder.modules():
-        if getattr(module, "gradient_checkpointing", False):
-            untyped: Any = module
-            untyped.gradient_checkpointing = False
-            stack.callback(setattr, module, "gradient_checkpointing", True)
+        _set_meanwhile(module, "gradient_checkpointing", False, stack)
 
 
 def _compute_eagerly(location: Location, stack: ExitStack) -> None:
-    if location.eager is None:
-        return
-    config = location.eager.config
-    if getattr(config, "_attn_implementation", "eager") != "eager":
+    if location.eager is not None and _set_meanwhile(location.eager.config, "_attn_implementation", "eager", stack):
         _keep_activations(location.eager.network, stack)
-        stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)
-        config._attn_implementation = "eager"
+
+
+_MEANWHILE: dict[tuple[int, str], tuple[int, Any]] = {}
+"""What contexts have set: (object, attribute) → how many of them did, and what it was before the first."""
+
+
+def _set_meanwhile(owner: Any, name: str, value: Any, stack: ExitStack) -> bool:
+    """Set an attribute until the last context that wants it so has ended, in whatever order they do.
+
+    Returns:
+        Whether it would be something else otherwise.
+    """
+    key = (id(owner), name)
+    users, before = _MEANWHILE.get(key, (0, getattr(owner, name, value)))
+    if before == value:
+        return False
+    _MEANWHILE[key] = (users + 1, before)
+    setattr(owner, name, value)
+
+    def leave() -> None:
+        users, before = _MEANWHILE.pop(key)
+        if users > 1:
+            _MEANWHILE[key] = (users - 1, before)
+        else:
+            setattr(owner, name, before)
+
+    stack.callback(leave)
+    return True
 
 
 def _install(location: Location, visit: Visit, stack: ExitStack) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from iitkit.errors import IITKitError, choices
 from iitkit.interventions import Intervention
 from iitkit.models.anatomy import locate
-from iitkit.models.columns import check_all, check_columns
+from iitkit.models.columns import check_columns
 from iitkit.models.editing import Visit
 from iitkit.models.location import Location
 from iitkit.models.passes import Pass, Passes, Prompt
@@ -196,9 +196,10 @@ class Placed:
         for row, found in enumerate(self._columns(prompt)):
             rows += [row] * len(found)
             columns += found
-            slots += found if everywhere else list(range(len(found)))
+            slots += self._of_source(prompt, row, found) if everywhere else list(range(len(found)))
             positions = prompt.length if everywhere else len(found)
-            if self.features is not None and self.features.shape[1] not in (1, positions):
+            paired = everywhere and self.source_mask is not None
+            if self.features is not None and self.features.shape[1] not in (1, positions) and not paired:
                 raise IITKitError(
                     f"{self.name}: the features have {self.features.shape[1]} positions, position "
                     f"{self.site.position!r} has {positions} in row {row}"
@@ -208,7 +209,6 @@ class Placed:
                 f"{self.name}: position {self.site.position!r} is among the prompt's first {prompt.cached} columns, "
                 "which the cache holds and nobody runs again: give the prompt without a cache"
             )
-        self._check_all(prompt)
         index = torch.tensor(rows, dtype=torch.long)
         entries = Entries(
             index,
@@ -270,13 +270,18 @@ class Placed:
         device = self.features.device
         return self.features[index.to(device), (slots if positions > 1 else torch.zeros_like(slots)).to(device)]
 
-    def _check_all(self, prompt: Prompt) -> None:
-        """Check that ``all`` pairs each token of the prompt with one of the source that was collected here."""
+    def _of_source(self, prompt: Prompt, row: int, found: list[int]) -> list[int]:
+        """Return the source's columns that ``all`` pairs with a row's tokens, one by one, however either is padded."""
         if self.source_mask is None or self.features is None or self.features.shape[1] == 1:
-            return
-        theirs = self.source_mask.repeat_interleave(self._times(len(prompt.real), len(self.source_mask), "source"), 0)
-        base, source = ({"input_ids": mask, "attention_mask": mask} for mask in (prompt.real, theirs))
-        check_all(self.site, base, source, self.name)
+            return found
+        example = row // self._times(len(prompt.real), len(self.source_mask), "source")
+        theirs: list[int] = self.source_mask[example].nonzero()[:, 0].tolist()
+        if len(theirs) != len(found):
+            raise IITKitError(
+                f"{self.name}: position 'all' needs prompts of equal lengths in base and source: source {example} has "
+                f"{len(theirs)} tokens, row {row} of the prompts {len(found)}"
+            )
+        return theirs
 
     def visitor(self, passes: Passes) -> Visit:
         """Return the visit that edits the running pass's entries."""

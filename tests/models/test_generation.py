@@ -26,6 +26,9 @@ from iitkit.interventions import (
     Vanilla,
     Zero,
 )
+from iitkit.interventions.edits import Scale
+from iitkit.interventions.masks import All
+from iitkit.interventions.spaces import Identity
 from iitkit.models.generation import Where, intervening
 from iitkit.models.interchange import collect, interchange
 from iitkit.models.sites import Site
@@ -402,11 +405,19 @@ def test_all_pairs_each_token_of_the_prompt_with_the_sources() -> None:
         source = activation(model, row, block(model))
         edits = [(block(model), [i], adding(-vector)) for i, vector in enumerate(source)]
         assert relative(logits[-len(prompt) :], logits_of(model, prompt, edits)) <= 1e-5
-    with (
-        pytest.raises(IITKitError, match="x: position 'all' needs prompts of equal lengths in base and source"),
-        intervening(model, alignment, source=inputs([rows[0], rows[0], rows[2]])),
-    ):
-        generated(model, given)
+    with torch.no_grad(), intervening(model, alignment, source=inputs(rows, "right")):  # however it is padded
+        again = model(**given, position_ids=numbers).logits
+    for one, other, prompt in zip(found, again, PROMPTS, strict=True):
+        assert relative(other[-len(prompt) :], one[-len(prompt) :]) <= 1e-5
+    for wrong, said in (([rows[0], rows[0], rows[2]], "6 tokens, row 1 of the prompts 3"), (rows[:1], "6 tokens")):
+        with (
+            pytest.raises(
+                IITKitError,
+                match=f"x: position 'all' needs prompts of equal lengths in base and source: source . has {said}",
+            ),
+            intervening(model, alignment, source=inputs(wrong)),
+        ):
+            generated(model, given)
 
 
 @pytest.mark.parametrize("where", ["prompt", "all"])
@@ -592,6 +603,38 @@ def test_contexts_may_end_in_any_order() -> None:
     assert hooks_of(model) == before
     assert "generate" not in vars(model)
     assert torch.equal(generated(model, inputs(PROMPTS))[1], plain[1])
+
+
+def test_contexts_that_change_how_the_network_computes_may_end_in_any_order() -> None:
+    """Attention's probabilities are computed as long as any context edits them, and blocks are kept."""
+    model = decoder("llama")
+    assert model.config._attn_implementation == "sdpa"
+    plain = generated(model, inputs(PROMPTS))[1]
+    halved = Intervention(Identity(), All(), Scale(factor=0.5))
+    alignment = [{"x": (Site(layer, "attention_weight", position="last"), halved)} for layer in (0, 1)]
+    alone = []
+    for each in alignment:
+        with intervening(model, each):
+            alone.append(generated(model, inputs(PROMPTS))[1])
+    assert relative(alone[1], plain) > 1e-3
+    for last in (0, 1):
+        first, second = ExitStack(), ExitStack()
+        first.enter_context(intervening(model, alignment[1 - last]))
+        second.enter_context(intervening(model, alignment[last]))
+        first.close()
+        assert torch.equal(generated(model, inputs(PROMPTS))[1], alone[last])
+        second.close()
+        assert model.config._attn_implementation == "sdpa"
+    model = build("llama")  # the other is every test's
+    checkpointed: Any = block(model.train())
+    checkpointed.gradient_checkpointing = True
+    first, second = ExitStack(), ExitStack()
+    for stack in (first, second):
+        stack.enter_context(intervening(model, {"x": (Site(LAYER, position="last"), steering())}))
+    first.close()
+    assert not checkpointed.gradient_checkpointing
+    second.close()
+    assert checkpointed.gradient_checkpointing
 
 
 def test_the_callers_hooks_and_generate_stay() -> None:
