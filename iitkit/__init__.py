@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from iitkit.analysis.tracing import trace
     from iitkit.analysis.vectors import SteeringVectors, vector
     from iitkit.causal import CausalModel, Images, Open, Symbols, Vectors
-    from iitkit.data import CounterfactualDataModule, Dataset, Sizes
+    from iitkit.data import CompletionDataModule, CounterfactualDataModule, Dataset, Sizes
     from iitkit.errors import IITKitError
     from iitkit.hub import Artifact, load
     from iitkit.hub.converting import convert
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from iitkit.models.interchange import collect, interchange, interchange_stages
     from iitkit.models.loading import load_base, load_network
     from iitkit.models.sites import Placement, Site
-    from iitkit.modules import DAS, IIT
+    from iitkit.modules import DAS, IIT, ReFT
     from iitkit.modules.schedules import Schedule
     from iitkit.tasks import Task
 
@@ -73,6 +73,7 @@ _HOMES = {
     "BoundlessSubspace": "iitkit.interventions",
     "CausalModel": "iitkit.causal",
     "Collect": "iitkit.interventions",
+    "CompletionDataModule": "iitkit.data",
     "Composed": "iitkit.interventions",
     "ConsReFT": "iitkit.interventions",
     "Constant": "iitkit.interventions",
@@ -100,6 +101,7 @@ _HOMES = {
     "PCASubspace": "iitkit.interventions",
     "Placement": "iitkit.models.sites",
     "Prompt": "iitkit.analysis.prompts",
+    "ReFT": "iitkit.modules",
     "Resample": "iitkit.interventions",
     "RotatedSubspace": "iitkit.interventions",
     "SAEFeatures": "iitkit.interventions",
@@ -143,6 +145,7 @@ __all__ = [
     "BoundlessSubspace",
     "CausalModel",
     "Collect",
+    "CompletionDataModule",
     "Composed",
     "ConsReFT",
     "Constant",
@@ -168,6 +171,7 @@ __all__ = [
     "PCASubspace",
     "Placement",
     "Prompt",
+    "ReFT",
     "Resample",
     "RotatedSubspace",
     "SAEFeatures",

@@ -26,6 +26,7 @@ from iitkit.interventions import Intervention, Vanilla
 from iitkit.metrics import label_chance
 from iitkit.models.location import Location
 from iitkit.models.runs import grouped
+from iitkit.models.sites import Placement
 from iitkit.modules import InterventionModule
 
 JUDGED = 100
@@ -216,7 +217,7 @@ class Report(Callback):
         ]
         rows += [(f"{key.split('/')[1]}, test", key.removesuffix("/iia")) for key in metrics if _of_part(key)]
         sites = "; ".join(
-            f"{name} = {placement.variable} at {module.locations[name].label}, position {placement.position}: "
+            f"{name} = {_variable(placement)} at {module.locations[name].label}, position {placement.position}: "
             + (f"shared with {placement.shared_with}" if placement.shared_with else module.intervention(name).title)
             for name, placement in module.alignment.items()
         )
@@ -241,6 +242,11 @@ class Report(Callback):
             + (f"\nsize of the hardened mask: {sizes}" if sizes else "")
             + (f"\nanswers kept under strict sites, test: {strict}" if strict else "")
         )
+
+
+def _variable(placement: Placement) -> str:
+    """Return a placement's variable, with the value that it is for."""
+    return f"{placement.variable}" + ("" if placement.value is None else f" {placement.value!r}")
 
 
 def _size(edit: Intervention, location: Location) -> int:
