@@ -38,6 +38,8 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "velora_config": (None,),
 }
 """Setting → the values at which an adapter is nothing but LoRA at linear modules."""
+LARGEST = 1e6
+"""Largest α."""
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)(?:\.default)?\.weight")
 
 
@@ -88,25 +90,25 @@ def from_peft(folder: Path, model: nn.Module, *, trust: bool = False) -> dict[st
 
 def _alpha(config: Mapping[str, Any], path: str, rank: int, folder: Path) -> float:
     """Return the α of ours, whose scale is α/r, for a module of a rank."""
-    said = _patterned(config.get("rank_pattern"), path, config.get("r"))
+    said = _patterned(config, "rank_pattern", path, config.get("r"), folder)
     if said != rank:
         raise IITKitError(f"{folder}: {path} has rank {rank}, the config says {said!r}")
-    alpha = _patterned(config.get("alpha_pattern"), path, config.get("lora_alpha"))
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    alpha = _patterned(config, "alpha_pattern", path, config.get("lora_alpha"), folder)
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not -LARGEST <= alpha <= LARGEST:
         raise IITKitError(f"{folder}: lora_alpha {alpha!r}: expected a number")
     return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
 
 
-def _patterned(patterns: Any, path: str, otherwise: Any) -> Any:
-    """Return what a module's own pattern says: one that its path ends in."""
-    for pattern, value in (patterns or {}).items():
-        if path == pattern or path.endswith(f".{pattern}") or _ends(pattern, path):
+def _patterned(config: Mapping[str, Any], key: str, path: str, otherwise: Any, folder: Path) -> Any:
+    """Return what is said of a module by a pattern that its path ends in.
+
+    PEFT takes patterns for regular expressions. Here they are names: an expression of a stranger's may run for ever.
+    """
+    patterns = config.get(key) or {}
+    if not isinstance(patterns, dict) or not all(re.fullmatch(r"\^?[\w.]+", str(pattern)) for pattern in patterns):
+        raise IITKitError(f"{folder}: {key} {str(patterns)[:80]}: expected names of modules with numbers")
+    for pattern, value in patterns.items():
+        name = pattern.removeprefix("^")
+        if path == name or (name == pattern and path.endswith(f".{name}")):
             return value
     return otherwise
-
-
-def _ends(pattern: str, path: str) -> bool:
-    try:
-        return re.match(rf"(.*\.)?({pattern})$", path) is not None
-    except re.error:
-        return False

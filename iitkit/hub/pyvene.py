@@ -137,8 +137,8 @@ def _site(fields: Mapping[str, Any], position: Position | None, head: Head, cons
     at = position if position is not None else "all" if constant else "last"
     if units > 1 and count(at) != units:
         raise IITKitError(
-            f"{who}: it edits {units} positions as one vector, and position {at!r} is not as many: say which, e.g. "
-            f"position={list(range(units))}"
+            f"{who}: it edits {units} positions as one vector, and position {at!r} is not as many: say which "
+            "as a list (position)"
         )
     joint = units > 1
     plain: int | str | Sequence[int | str] = at

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 from byhand import relative
-from safetensors.torch import load_file, save_file
+from foreign import FOLDER, REFERENCE, network
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import iitkit
 from iitkit.hub.pyvene_types import TYPES
 
-HERE = Path(__file__).resolve().parent / "pyvene"
-REFERENCE = load_file(HERE / "reference.safetensors")
+HERE = FOLDER / "pyvene"
 PLACES: dict[str, Any] = {  # where pyvene was told to intervene, by make_pyvene.py
     "gpt2_low_rank": 4,
     "gpt2_rotated": 2,
@@ -40,15 +40,6 @@ KINDS = {
     "gpt2_addition_source": "Addition(take='source')",
     "gpt2_vanilla": "Vanilla()",
 }
-
-
-def network(family: str) -> Any:
-    config = CONFIG_MAPPING[family](**json.loads((HERE / f"{family}.json").read_text()))
-    auto: Any = AutoModelForCausalLM
-    model = auto.from_config(config).eval().requires_grad_(False)
-    own = {k.removeprefix(f"{family}."): v for k, v in REFERENCE.items() if k.startswith(f"{family}.")}
-    model.load_state_dict(own, strict=True)
-    return model
 
 
 def inputs(name: str) -> dict[str, Tensor]:
