@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from iitkit.errors import IITKitError
 from iitkit.models.replay import Keeping, Replay, make_runner
-from iitkit.models.runs import Runner
+from iitkit.models.runs import PlainRunner, Runner
 from iitkit.models.stages import StagedRunner
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ def runner_for(module: InterventionModule) -> Runner:
         if module.replay != "off":
             log.info("replay is off: the sources of later stages are run with the edits of the earlier ones")
         return StagedRunner(module.base_model, locations)
+    if getattr(module.base_model, "get_output_embeddings", lambda: None)() is None:
+        log.info("replay is off: %s has no LM head", type(module.base_model).__name__)
+        return PlainRunner(module.base_model, locations)
     memory = None if module.replay_memory is None else module.replay_memory * 2**30
     revision = str(module.identity["revision"])
     keeping = Keeping(memory, module.replay_folder, None if revision == "unknown" else revision)

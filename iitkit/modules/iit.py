@@ -176,13 +176,19 @@ class IIT(InterventionModule):
     # --- before training ---
 
     def setup(self, stage: str) -> None:
-        """Compare a network from scratch with the data.
+        """Compare the data with the network.
 
         Raises:
-            IITKitError: inputs that the network does not read.
+            IITKitError: data that are no pairs, inputs that a network from scratch does not read.
         """
         super().setup(stage)
-        task = self.trainer.datamodule.task  # type: ignore[attr-defined]
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "together"):
+            raise IITKitError(
+                f"model: IIT trains on counterfactual pairs, and {type(data).__name__} has none: "
+                "set data.class_path to CounterfactualDataModule"
+            )
+        task = data.task
         if task is None:
             return
         if isinstance(self.base, Network):

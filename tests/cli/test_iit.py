@@ -204,7 +204,17 @@ def _tokens(tokenizer: object, text: str) -> object:
     [
         (["--model.w_iti=1"], "model: IIT has no key 'w_iti'. Did you mean 'w_iit'?"),
         (["--model.train=bse"], "model.train: given 'bse', expected 'base' or 'interventions' or 'both'"),
-        (["--model.base=MPL"], "'MPL'"),
+        (
+            ["--model.base={class_path: MPL}"],
+            "model.base: no class 'MPL'. Did you mean 'MLP'? Known: GPT2, GRU, Llama, MLP",
+        ),
+        (
+            ["--model.base={class_path: MLP, init_args: {size: [8, 2]}}"],
+            "model.base: MLP has no key 'size'. Did you mean",
+        ),
+        (["--model.base.init_args.sizes=[8, 2]"], "MLP.sizes: [8, 2]: expected input, hidden layers and classes"),
+        (["--model.base.init_args.sizes=[9, 4, 4, 2]"], "base MLP.sizes: an input has 8 numbers, the network takes 9"),
+        (["--model.lora={rnk: 3}"], "model.lora: Adapters has no key 'rnk'. Did you mean 'rank'?"),
         (["--model.w_behaviour=0", "--model.w_iit=0", "--model.w_strict=0"], "all weights are 0"),
     ],
 )

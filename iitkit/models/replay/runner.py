@@ -69,8 +69,6 @@ def why_plain(model: nn.Module, locations: Sequence[Location]) -> str | None:
     """Return why a network with these sites is run plainly; None where replay may hold."""
     if not locations:
         return "there are no sites"
-    if getattr(model, "get_output_embeddings", lambda: None)() is None:
-        return f"{type(model).__name__} has no LM head"
     try:
         there = [block for stack in stacks_of(model) for block in stack]
     except IITKitError:
