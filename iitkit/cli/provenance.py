@@ -9,6 +9,8 @@ from typing import Any
 from lightning.pytorch.cli import SaveConfigCallback
 
 from iitkit.data import CounterfactualDataModule
+from iitkit.data.known import known_values
+from iitkit.hub.values import MOST, plain_value
 from iitkit.models.fingerprint import digest_of
 from iitkit.modules import InterventionModule
 from iitkit.positions import listed, span_name
@@ -52,16 +54,28 @@ def _data(data: CounterfactualDataModule) -> str:
 
 
 def example_of(module: InterventionModule, data: CounterfactualDataModule) -> dict[str, Any] | None:
-    """Return a prompt of the data and what the spans are in it that positions name; None where there is none to show.
+    """Return a prompt of the data, what the spans are in it that positions name, and values that it does not have.
 
     Each span's text stands once in it. Chats are left out: their turns are not a text.
+
+    Returns:
+        None where there is none to show.
     """
     if module.tokenizer is None or data.wording.chat:
         return None
     named = [span_name(item) for placement in module.alignment.values() for item in listed(placement.position)]
     spans = list(dict.fromkeys(name for name in named if name))
-    for text in data.pools["train"].texts:
+    for row, text in enumerate(data.pools["train"].texts):
         parts = {name: text.text[slice(*text.spans[name])] for name in spans}
         if all(text.text.count(part) == 1 for part in parts.values()):
-            return {"prompt": text.text, "spans": parts}
+            others = {name: _other(data, name, row) for name in data.variables}
+            return {"prompt": text.text, "spans": parts, "set": {n: v for n, v in others.items() if v is not None}}
     return None
+
+
+def _other(data: CounterfactualDataModule, variable: str, row: int) -> Any:
+    """Return the first value of a variable that a training prompt does not have; None where nobody knows its own."""
+    known = known_values(data, variable)
+    if known is None or known.codes[row] < 0 or len(known.names) > MOST:
+        return None
+    return next((plain_value(name) for code, name in enumerate(known.names) if code != known.codes[row]), None)

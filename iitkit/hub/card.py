@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 TAGS = ("iitkit", "interpretability", "causal-abstraction")
 MEASURED = {
     "test": "trained",
-    "full_vector": "full vector swapped (control)",
+    "full_vector": "full vector (control)",
     "random_subspace": "random subspaces (control)",
     "plain/test": "plain model (control)",
     "test_templates": "trained, unseen templates",
@@ -23,8 +23,8 @@ MEASURED = {
 """Groups of metrics that the card shows, and what it calls them."""
 RATES = {
     "iia": "IIA",
-    "iia_flipped": "IIA, flipped pairs",
-    "iia_kept": "IIA, kept pairs",
+    "iia_flipped": "IIA flipped",
+    "iia_kept": "IIA kept",
     "exact": "written exactly",
     "token_accuracy": "tokens right",
 }
@@ -156,7 +156,9 @@ def _use(artifact: Artifact, example: Mapping[str, Any]) -> list[str]:
     """Return the lines that steer."""
     settings: dict[str, Any] = {}
     for name, values in artifact.values.items():
-        settings.setdefault(artifact.config["placements"][name]["variable"], values.names[-1])
+        variable = artifact.config["placements"][name]["variable"]
+        said = example.get("set", {}).get(variable)
+        settings.setdefault(variable, said if said in values.names else values.names[-1])
     arguments = ["model", "tokenizer"]
     takes = [name for name, made in artifact.interventions.items() if made.needs_source]
     if settings:

@@ -172,5 +172,28 @@ def write_metrics(metrics: Mapping[str, float | None]) -> str:
     for name, value in metrics.items():
         group, _, key = name.rpartition("/")
         groups.setdefault(group, {})[key] = value
-    lines = [f"{json.dumps(group)}: {json.dumps(rates, allow_nan=False)}" for group, rates in groups.items()]
-    return "{" + ",\n ".join(lines) + "}\n"
+    lines = [
+        f"{json.dumps(group)}:{json.dumps(rates, allow_nan=False, separators=(',', ':'))}"
+        for group, rates in groups.items()
+    ]
+    return "{" + ",\n".join(lines) + "}\n"
+
+
+def write_config(config: Mapping[str, Any]) -> str:
+    """Return a config as JSON to be read by people too: what holds no other mapping or list stands on one line.
+
+    Raises:
+        ValueError: a number that JSON does not have.
+        TypeError: a value that JSON does not have.
+    """
+    return _written(config, "") + "\n"
+
+
+def _written(value: Any, indent: str) -> str:
+    items = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
+    if not any(isinstance(item, dict | list | tuple) for item in items):
+        return json.dumps(value, allow_nan=False, ensure_ascii=False)
+    if not isinstance(value, dict):
+        return f"[{', '.join(_written(item, indent) for item in value)}]"
+    inner = [f"{indent} {json.dumps(str(key))}: {_written(item, indent + ' ')}" for key, item in value.items()]
+    return "{\n" + ",\n".join(inner) + f"\n{indent}}}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -18,7 +17,7 @@ from iitkit import __version__
 from iitkit.errors import IITKitError
 from iitkit.hub.artifact import Artifact
 from iitkit.hub.card import card, is_generated
-from iitkit.hub.files import write_metrics
+from iitkit.hub.files import write_config, write_metrics
 from iitkit.hub.schema import CONFIG, METRICS, README, SCHEMA, WEIGHTS, checked_config
 from iitkit.hub.values import Values
 from iitkit.interventions import Intervention, SiteInfo
@@ -138,7 +137,7 @@ def files_of(artifact: Artifact, readme: str | None, where: str, subfolder: str 
         "sha256": {WEIGHTS: hashlib.sha256(weights).hexdigest()},
     }
     try:
-        text = json.dumps(config, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        text = write_config(config)
         plain, measured = text.encode(), write_metrics(artifact.metrics).encode()
     except (ValueError, TypeError) as error:
         raise IITKitError(f"the artifact holds what JSON cannot: {error}") from error

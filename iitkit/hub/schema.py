@@ -65,7 +65,11 @@ def _mapping_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, dict) and all(is_text(key) and check(item) for key, item in value.items())
 
 
-_texts = _mapping_of(is_text)
+def _scalar(value: Any) -> bool:
+    return is_text(value) or type(value) is bool or (type(value) in (int, float) and -math.inf < value < math.inf)
+
+
+_texts, _scalars = _mapping_of(is_text), _mapping_of(_scalar)
 TEXT: Check = (_text, "text")
 BASE: dict[str, Check] = {
     "id": TEXT,
@@ -90,8 +94,13 @@ TOP: dict[str, Check] = {
     "training": (_mapping_of(_or_none(is_text)), "a mapping of names to digests"),
     "versions": (_mapping_of(is_text), "a mapping of packages to versions"),
     "example": (
-        lambda value: isinstance(value, dict) and is_text(value.get("prompt")) and _texts(value.get("spans")),
-        "a prompt and its spans",
+        lambda value: (
+            isinstance(value, dict)
+            and is_text(value.get("prompt"))
+            and _texts(value.get("spans"))
+            and _scalars(value.get("set", {}))
+        ),
+        "a prompt, its spans and what is set",
     ),
 }
 """What may be said besides."""
@@ -105,7 +114,7 @@ WHERE: dict[str, Check] = {
     "position": (lambda value: _position(value) or _list_of(_position)(value), "an integer, a name or a list of these"),
     "variable": (_or_none(_text), "text or null"),
     "shared_with": TEXT,
-    "value": (lambda value: type(value) in (bool, int, str) or _number(value), "text, a number, true or false"),
+    "value": (_scalar, "text, a number, true or false"),
     "largest": (_number, "a number from 0"),
     "answers": (_list_of(_or_none(is_text)), "a list of texts"),
     "intervention": (lambda value: isinstance(value, dict), "a name and options"),

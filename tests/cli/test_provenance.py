@@ -12,7 +12,7 @@ from iitkit import load
 from iitkit.cli.provenance import example_of, trained_on
 from iitkit.data import CounterfactualDataModule, Sizes
 from iitkit.modules import DAS
-from iitkit.tasks import PronounGender
+from iitkit.tasks import PronounGender, words
 
 
 def training(base: str, folder: Path, *options: str) -> dict[str, str]:
@@ -50,6 +50,8 @@ def test_the_example_has_what_positions_name(shallow_gpt2: str, position: Any) -
     text = data.pools["train"].texts[0]
     assert found["prompt"] == text.text
     start, stop = text.spans["name"]
+    own = next(row["gender"] for row in words("names") if row["name"] == text.text[start:stop])
+    assert found["set"] == {"gender": {"male": "female", "female": "male"}[own]}
     assert found["spans"] == ({} if position == "last" else {"name": text.text[start:stop]})
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from artifacts import BASE, SITES, WHERE, trained
+from artifacts import BASE, SITES, WHERE, trained, values
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
@@ -105,14 +105,31 @@ def test_a_failed_save_leaves_the_old(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_it_is_small(tmp_path: Path) -> None:
-    """At width 768 and rank 1, with all that a report measures, 8 kB."""
-    one = {"gender": trained(width=768)["gender"]}
+    """At width 768 and rank 1, with all that a fit tells and a report measures, 8 kB."""
     rates = ("iia", "iia_flipped", "iia_kept", "top1", "n", "n_flipped", "n_kept")
     groups = [f"{a}{b}" for a in ("", "full_vector/", "random_subspace/") for b in ("test", "train", "validation", "x")]
     metrics: dict[str, Any] = {f"{group}/{rate}": 0.123456789 for group in groups for rate in rates}
+    metrics |= {"full_vector/iia": 0.5, "full_vector/iia_flipped": 0.5, "random_subspace/iia": 0.5}
     folder = save_artifact(
-        tmp_path / "a", one, {"gender": WHERE["gender"]}, BASE, {"gender": SiteInfo(768)}, metrics=metrics
+        tmp_path / "a",
+        {"gender": trained(width=768)["gender"]},
+        {"gender": {**WHERE["gender"], "answers": [" she", " he"]}},
+        {**BASE, "id": "openai-community/gpt2", "revision": "ab" * 20, "weights": f"sha256:{'0' * 32}"},
+        {"gender": SiteInfo(768, input_width=768)},
+        values(),
+        {"gender": 43.035240173339844},
+        metrics,
+        task="PronounGender",
+        variables={"gender": ["female", "male"]},
+        prefix="<|endoftext|>",
+        tokenizer=dict.fromkeys(("vocabulary", "chat_template"), f"sha256:{'0' * 16}"),
+        training=dict.fromkeys(("settings", "data"), f"sha256:{'0' * 16}"),
+        versions={"iitkit": "0.1.0", "torch": "2.13.0+cpu", "transformers": "5.23.0"},
+        example={"prompt": "Yesterday, Anna walked home because", "spans": {"name": "Anna"}, "set": {"gender": "male"}},
     )
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("README.md", "config.json", "interventions.safetensors", "metrics.json")
+    ]
     assert (folder / "interventions.safetensors").stat().st_size < 768 * 4 + 300
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 8 * 1024
     assert iitkit.load(folder).metrics == metrics

@@ -45,11 +45,11 @@ def test_metadata(tmp_path: Path) -> None:
     found = {result.metric_name: result.metric_value for result in data.eval_results}
     assert found == {
         "IIA, trained": 0.975,
-        "IIA, flipped pairs, trained": 0.95,
-        "IIA, full vector swapped (control)": 1.0,
-        "IIA, flipped pairs, full vector swapped (control)": 1.0,
+        "IIA flipped, trained": 0.95,
+        "IIA, full vector (control)": 1.0,
+        "IIA flipped, full vector (control)": 1.0,
         "IIA, random subspaces (control)": 0.5,
-        "IIA, flipped pairs, random subspaces (control)": 0.025,
+        "IIA flipped, random subspaces (control)": 0.025,
     }
     result = data.eval_results[0]
     assert (result.task_type, result.dataset_name, result.dataset_split) == (
