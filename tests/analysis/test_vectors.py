@@ -215,6 +215,20 @@ def test_vectors_are_saved_and_loaded_as_artifacts(tmp_path: Path, shallow_gpt2:
     assert relative(steered, plain + 2 * made.vectors["layer_1"]) <= 1e-6
 
 
+def test_vectors_steer_as_any_artifact_does(tmp_path: Path, shallow_gpt2: str) -> None:
+    model, tokenizer = iitkit.load_base(shallow_gpt2)
+    made = iitkit.vector(model, tokenizer, POSITIVE, NEGATIVE, layers=[1])
+    iitkit.save(tmp_path / "artifact", model, made.alignment(), tokenizer)
+    untyped: Any = model
+    inputs = tokenizer("Today she is", return_tensors="pt")
+    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    with iitkit.intervening(model, made.alignment(), strength=4.0, where="all"):
+        expected = untyped.generate(**inputs, **options)
+    with iitkit.load(tmp_path / "artifact").steer(model, tokenizer, strength=4.0, where="all"):
+        assert torch.equal(untyped.generate(**inputs, **options), expected)
+    assert not torch.equal(untyped.generate(**inputs, **options), expected)
+
+
 # --- what they do ---
 
 

@@ -212,6 +212,37 @@ def test_a_mixture_of_experts_has_no_such_module() -> None:
         merge(model, {"x": (site, filled(model, site, "Addition"))})
 
 
+class Eighths(nn.Module):
+    """A linear map with weights in 8 bits."""
+
+    def __init__(self, made: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.bias = made.in_features, made.out_features, None
+        self.register_buffer("weight", (made.weight * 64).round().to(torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.weight / 64).T
+
+
+def test_quantised_weights_are_refused() -> None:
+    model = build("llama")
+    layer: Any = model.model.layers[1]  # type: ignore[union-attr]
+    layer.mlp.down_proj = Eighths(layer.mlp.down_proj)
+    site = Site(1, "mlp_output", "all")
+    with pytest.raises(iitkit.IITKitError, match="quantised: merge into the model in full precision"):
+        merge(model, {"x": (site, filled(model, site, "Addition"))})
+
+
+def test_narrow_weights_take_what_they_can_hold() -> None:
+    model, tokens = build("llama").to(torch.bfloat16), ids(2, 6, seed=10)
+    site = Site(1, "mlp_output", "all")
+    alignment = {"x": (site, filled(model, site, "Addition"))}
+    expected, plain = edited(model, tokens, alignment), logits(model, tokens)
+    merged = logits(merge(model, alignment), tokens)
+    assert merged.dtype == torch.bfloat16
+    assert relative(merged.float(), expected.float()) <= 0.1 < relative(plain.float(), expected.float())
+
+
 def test_what_comes_between_is_found_out() -> None:
     """A module of the user's that doubles what its last linear map returns: the logits tell, and nothing is changed."""
     model = build("llama")
