@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import load_dataset
 from ourtokenizers import CHATML, adding, chatting
@@ -297,6 +299,24 @@ def test_each_epoch_has_an_order_of_its_own(tmp_path: Path) -> None:
     assert [batch.rows.tolist() for batch in resumed] == epochs[2]
     for loader in data.test_dataloader():  # of the test, of train no more than of validation, of validation
         assert list(chain.from_iterable(batch.rows.tolist() for batch in loader)) == list(range(20))
+
+
+def test_shares_make_a_step_the_mean_over_its_tokens(tmp_path: Path) -> None:
+    """Of two processes with two batches of two to a step: 8 rows, then the last 3 of 11."""
+    rows = [row(f"The {i}", " is" + " late" * (i % 3)) for i in range(11)]
+    data = module(splits(tmp_path, rows))
+    lengths = [2 + i % 3 for i in range(11)]
+    trainer: Any = SimpleNamespace(accumulate_grad_batches=2, world_size=2, num_training_batches=3)
+    data.trainer = trainer
+    order = np.asarray([10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0])
+    first, rest = sum(lengths[i] for i in order[:8]), sum(lengths[i] for i in order[8:])
+    for position, tokens in ((0, first), (1, first), (4, first), (5, first), (8, rest), (9, rest)):
+        # Lightning divides by 2 batches and by 2 processes
+        assert data._share(order, position) == pytest.approx(2 * 2 / tokens)
+    trainer.num_training_batches = 1  # limit_train_batches: the step ends early
+    assert data._share(order, 0) == pytest.approx(2 * 2 / sum(lengths[i] for i in order[:4]))
+    data.trainer = None
+    assert data._share(order, 4) == pytest.approx(1 / (lengths[6] + lengths[5]))
 
 
 # --- iitkit's own ---

@@ -291,3 +291,42 @@ def test_loreft_by_hand() -> None:
     found = made(BASE)
     assert close(found, [1 - 1.2 * 0.6, 2 - 1.2 * 0.8, 3.0])
     assert (found @ torch.tensor([0.6, 0.8, 0.0])).item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "expected"),
+    [
+        # R = (3, 4, 0)/5 and h R = 2.2: the coordinate becomes c = 0.2, so h moves by −2 along R
+        ("ConsReFT", {"free": [[3.0], [4.0], [0.0]], "bias": [0.2]}, [1 - 1.2, 2 - 1.6, 3.0]),
+        # whatever h is, h moves by c = 0.5 along R
+        ("LoBiReFT", {"free": [[3.0], [4.0], [0.0]], "bias": [0.5]}, [1 + 0.3, 2 + 0.4, 3.0]),
+        # W h + c = 2·1 + 0·2 + 1·3 − 4 = 1: h moves by 1 along R
+        (
+            "DiReFT",
+            {"free": [[3.0], [4.0], [0.0]], "weight": [[2.0, 0.0, 1.0]], "bias": [-4.0]},
+            [1 + 0.6, 2 + 0.8, 3.0],
+        ),
+        # W₂ = (1, 0, 2), not of length 1: W₂ h = 7; W₁ h + c = 1, so h moves by 1 − 7 = −6 times W₂
+        (
+            "NoReFT",
+            {"space.weight": [[1.0, 0.0, 2.0]], "edit.weight": [[2.0, 0.0, 1.0]], "bias": [-4.0]},
+            [1 - 6.0, 2.0, 3 - 12.0],
+        ),
+        # by 1 times W₂
+        (
+            "NoDiReFT",
+            {"space.weight": [[1.0, 0.0, 2.0]], "edit.weight": [[2.0, 0.0, 1.0]], "bias": [-4.0]},
+            [1 + 1.0, 2.0, 3 + 2.0],
+        ),
+    ],
+)
+def test_the_family_by_hand(name: str, tensors: dict[str, Any], expected: list[float]) -> None:
+    made = Intervention.from_spec({"name": name, "rank": 1}, SITE)
+    state = made.state_dict()
+    for end, value in tensors.items():
+        (key,) = [key for key in state if f".{key}".endswith(f".{end}")]
+        state[key] = torch.tensor(value)
+    made.load_state_dict(state)
+    assert close(made(BASE), expected)
+    assert close(made(BASE, strength=0.5), [(h + e) / 2 for h, e in zip(BASE.tolist(), expected, strict=True)])
+    assert torch.equal(made(BASE, strength=0.0), BASE)
