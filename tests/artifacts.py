@@ -66,7 +66,11 @@ def write(folder: Path, **more: Any) -> Path:
         "prefix": "",
         "tokenizer": {"vocabulary": "sha256:01", "chat_template": None},
         "training": {"settings": "sha256:02", "data": "sha256:03"},
-        "example": {"prompt": "Yesterday, Anna walked home because", "spans": {"name": "Anna"}, "set": {"gender": "male"}},
+        "example": {
+            "prompt": "Yesterday, Anna walked home because",
+            "spans": {"name": "Anna"},
+            "set": {"gender": "male"},
+        },
     }
     return write_artifact(folder, trained(), WHERE, BASE, SITES, **{**given, **more})
 

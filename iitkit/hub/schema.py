@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from iitkit.errors import IITKitError, choices
+from iitkit.errors import IITKitError, choices, did_you_mean
 
 SCHEMA = 2
 SIZES = ("width", "input_width", "heads", "positions")
@@ -217,6 +217,8 @@ def _check_placement(name: str, placement: Any, placements: Mapping[str, Any], w
     if not name.isidentifier() or len(name) > 200:
         raise IITKitError(f"{where}: {path}: expected a plain name")
     _checked(placement, path, WHERE, ("position", "variable", "width"), where)
+    if unknown := [key for key in placement if key not in WHERE and key != "values"]:
+        raise IITKitError(f"{where}: {path} has no {short(unknown[0])}.{did_you_mean(unknown[0], [*WHERE, 'values'])}")
     if placement.get("module") is None and "component" not in placement:
         raise IITKitError(f"{where}: {path} has neither layer and component nor module")
     if placement.get("module") is not None and "component" in placement:

@@ -249,6 +249,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "another width": (placement(width=33), "basis of shape (32, 1): expected (33, 1)"),
     "an infinite norm": (text('{"library": "iitkit", "schema": 2, "base": 1e999}'), "base is inf: expected a mapping"),
     "a position that is none": (placement(position={"a": 1}), "position is {'a': 1}: expected an integer, a name"),
+    "an unknown key": (placement(largset=1.0), "placement 'gender' has no 'largset'. Did you mean 'largest'?"),
     "a path for a name": (renamed("../../gender"), "placement '../../gender': expected a plain name"),
     "a dotted name": (renamed("number.space"), "placement 'number.space': expected a plain name"),
     "a name of nothing": (renamed(""), "placement '': expected a plain name"),
