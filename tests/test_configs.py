@@ -57,7 +57,9 @@ def test_config_runs(
         assert "plain, test " in ran.out
         assert "greedy samples, test prompts" in ran.out
     elif name not in SOURCELESS:
-        assert "random subspaces, test " in ran.out
+        placed = found["model"]["init_args"]["alignment"].values()
+        whole = any(placement.get("intervention") == {"class_path": "Vanilla"} for placement in placed)
+        assert ("random subspaces, test " in ran.out) is not whole  # a random part of all is no control
     assert files(tmp_path) == []  # a trial run leaves nothing
 
 

@@ -39,11 +39,14 @@ def subspace(layer: int, rank: int, position: str = "last", **options: Any) -> d
 
 
 def equality(seed: int, folder: Path) -> Rows:
-    """The IIT tutorial's setting: no IIT, IIT on one variable, on both."""
-    setting = Setting(
-        HierarchicalEquality("vectors"), MLP([16, 16, 16, 16, 2]), (20000, 1000, 2000), 128, epochs=8, lr=3e-3
-    )
-    both = {"left_equal": neurons(1, 0, 1), "right_equal": neurons(1, 1, 2)}
+    """The IIT tutorial's setting: no IIT, IIT on one variable, on both; each in one direction of a fixed rotation."""
+    network = MLP([16, 16, 16, 16, 2])
+    setting = Setting(HierarchicalEquality("vectors"), network, (20000, 1000, 2000), 128, epochs=12, lr=2e-3)
+    blocks = {"name": "RotatedSubspace", "coordinates": {"left_equal": 1, "right_equal": 1}, "frozen": True}
+    both: dict[str, Any] = {
+        "left_equal": {"layer": 1, "intervention": blocks},
+        "right_equal": {"layer": 1, "shared_with": "left_equal"},
+    }
     left = {"left_equal": both["left_equal"]}
     rows: Rows = {}
     for name, alignment, options in (
@@ -155,7 +158,11 @@ def factual(seed: int, folder: Path) -> Rows:
 
 
 def boolean(seed: int, folder: Path) -> Rows:
-    """A boolean tree in a GPT-2 of 151 296 parameters: the best single site before and after IIT."""
+    """A boolean tree in a GPT-2 of 151 296 parameters: the best single site for ab before and after IIT.
+
+    A site that hands on the source's whole answer is no site of ab, and right by chance on most pairs: those measured
+    are pairs whose label is not the source's answer.
+    """
     setting = Setting(
         BooleanTree(["and", "or"], "symbols"),
         GPT2(3, width=64, layers=3, heads=4, positions=16),
@@ -164,6 +171,7 @@ def boolean(seed: int, folder: Path) -> Rows:
         epochs=6,
         das_sizes=(2000, 500, 1000),
         das_epochs=3,
+        tell_apart=("output",),
     )
     both = {"ab": neurons(1, 0, 8), "cd": neurons(1, 8, 16)}
     rows: Rows = {}
@@ -199,7 +207,8 @@ SUITES: dict[str, tuple[Callable[[int, Path], Rows], int]] = {
 def table(name: str, runs: list[Rows]) -> str:
     """A suite's table: mean ± standard deviation over seeds, with the median and the least and largest value."""
     function = SUITES[name][0]
-    lines = [f"## {name}", "", f"{function.__doc__} {len(runs)} seeds.", ""]
+    about = " ".join((function.__doc__ or "").split())
+    lines = [f"## {name}", "", f"{about} {len(runs)} {'seed' if len(runs) == 1 else 'seeds'}.", ""]
     columns = list(dict.fromkeys(column for row in runs[0].values() for column in row))
     lines += [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for row in runs[0]:
@@ -224,6 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suites", nargs="+", choices=list(SUITES))
     parser.add_argument("--seeds", type=int, help="number of seeds, from 0; what a suite needs unless said")
+    parser.add_argument("--first", type=int, default=0, help="the first seed; results of those before it are kept")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -231,8 +241,10 @@ def main() -> None:
     file = HERE / "results.json"
     for name in given.suites:
         function, seeds = SUITES[name]
-        runs = []
-        for seed in range(given.seeds or seeds):
+        runs: list[Rows] = []
+        if given.first:
+            runs = json.loads(file.read_text(encoding="utf-8"))[name][: given.first]
+        for seed in range(given.first, given.seeds or seeds):
             with tempfile.TemporaryDirectory() as scratch:
                 runs.append(function(seed, Path(scratch)))
             print(name, seed, json.dumps(runs[-1]), flush=True)

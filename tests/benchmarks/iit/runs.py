@@ -40,6 +40,7 @@ class Setting:
         flipped: share of flipped pairs.
         decay: weight decay of the IIT.
         shares: of the splits.
+        tell_apart: rivals that the pairs of DAS and of tests without training are told apart from.
     """
 
     task: Task
@@ -53,6 +54,7 @@ class Setting:
     flipped: float | None = 0.5
     decay: float = 0.0
     shares: tuple[float, float, float] = (0.6, 0.2, 0.2)
+    tell_apart: tuple[str, ...] = ()
 
     def data(self, seed: int, das: bool = False) -> CounterfactualDataModule:
         """Pairs of a seed."""
@@ -65,6 +67,7 @@ class Setting:
             flipped=self.flipped,
             shares=self.shares,
             seed=seed,
+            tell_apart=self.tell_apart if das else (),
         )
 
 
@@ -113,7 +116,7 @@ def measure(
     seed_everything(seed)
     module = IIT(base, alignment)
     run = trainer(folder, 1, module.monitor)
-    run.test(module, datamodule=setting.data(seed), verbose=False)
+    run.test(module, datamodule=setting.data(seed, das=bool(setting.tell_apart)), verbose=False)
     return {key: float(value) for key, value in run.callback_metrics.items()}
 
 
