@@ -60,10 +60,11 @@ def _switched(model: nn.Module, path: str) -> tuple[str, list[str]] | None:
                 other: nn.Module = untyped(changed)
         except Exception:  # a config from which its class cannot be built has no such switch
             continue
+        own = dict(model.named_modules())
         got = [
             name
             for name, part in other.named_modules()
-            if getattr(part, "bias", None) is not None and getattr(model.get_submodule(name), "bias", None) is None
+            if getattr(part, "bias", None) is not None and name in own and getattr(own[name], "bias", None) is None
         ]
         if path in got:
             return switch, got

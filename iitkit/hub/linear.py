@@ -29,6 +29,7 @@ class Linear:
         heads: number of vectors that they are parted into.
         width: of one of these.
         input_width: of the module.
+        own: whether the site is named as this module's, not as that of a larger one which ends in it.
     """
 
     module: nn.Module
@@ -37,6 +38,7 @@ class Linear:
     heads: int
     width: int
     input_width: int
+    own: bool
 
     def weight(self) -> Tensor:
         """Return the weight, [out, in]."""
@@ -92,7 +94,7 @@ def linear_at(model: nn.Module, site: Site, name: str) -> Linear:
     width, whole = location.width, leaving if side == "output" else entering
     if entering is None or whole is None or width is None or (entries is None and width * location.heads != whole):
         raise IITKitError(f"{name}: the sizes of {location.label} and of its linear module do not agree")
-    return Linear(module, side, entries, location.heads, width, entering)
+    return Linear(module, side, entries, location.heads, width, entering, module is location.module)
 
 
 def _ending(model: nn.Module, site: Site, name: str) -> Location:
@@ -125,6 +127,13 @@ def _check_weights(model: nn.Module, module: nn.Module, name: str, site: Site) -
         raise IITKitError(f"{name}: {type(module).__name__} at {site} is a linear module of a kind that is not known")
     if weight.is_meta:
         raise IITKitError(f"{name}: the model has no weights")
-    users = [path for path, part in model.named_modules() if getattr(part, "weight", None) is weight]
-    if len(users) > 1:
-        raise IITKitError(f"{name}: the weights at {site} are also those of {users[0]}: an edit would change both")
+    own = {id(part) for part in module.modules()}
+    users = [
+        path
+        for path, part in model.named_modules(remove_duplicate=False)
+        if id(part) not in own and any(held is weight for held in part.parameters(recurse=False))
+    ]
+    places = [path for path, part in model.named_modules(remove_duplicate=False) if part is module]
+    if users or len(places) > 1:
+        other = users[0] if users else places[1]
+        raise IITKitError(f"{name}: the weights at {site} are also those of {other}: an edit would change both")

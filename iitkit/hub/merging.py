@@ -71,6 +71,11 @@ def merge(model: nn.Module, found: Artifact | Alignment, *, strength: float = 1.
         _check_position(name, site, edit)
     changes: dict[int, _Change] = {}
     for name, place, edit in planned:
+        if edit.needs_input and not place.own:
+            raise IITKitError(
+                f"{name}: {type(edit).__name__} reads what enters the whole module, not what enters the linear map "
+                "that it ends in: name that one by its path (module)"
+            )
         module = place.module
         now = changes.get(id(module)) or _Change(module, place.weight().double(), place.bias())
         shaped = place.whole(affine_of(name, edit, place.width, place.input_width), strength)
@@ -177,7 +182,7 @@ def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
     training = model.training
     model.eval()
     try:
-        found: Tensor = untyped(input_ids=tokens).logits
+        found: Tensor = untyped(input_ids=tokens)[0]  # the logits, or a headless network's last hidden state
     finally:
         model.train(training)
     return found.double()

@@ -185,6 +185,8 @@ def test_artifacts_are_merged(tmp_path: Path, shallow_gpt2: str) -> None:
         (Site(1, "mlp_output", "all"), "noise", "Noise is no affine map of the activation, the same for every token"),
         (Site(module="model.layers.1.mlp", position="all"), "Addition", "the output of another module"),
         (Site(module="lm_head", position="all"), "Addition53", "are also those of model.embed_tokens"),
+        (Site(1, "attention_output", "all"), "LoRA", "reads what enters the whole module, .* by its path"),
+        (Site(1, "mlp_output", "all"), "LoRA", "reads what enters the whole module"),
         (Site(1, "attention_value_output", "all"), "reader", "b reads the input of the module that a edits"),
     ],
 )
