@@ -18,7 +18,8 @@ from iitkit.cli.callbacks import judged, write_text
 from iitkit.cli.files import config_names
 from iitkit.cli.parser import Parser
 from iitkit.cli.training import prepared
-from iitkit.data import CounterfactualDataModule
+from iitkit.data import CompletionDataModule, CounterfactualDataModule
+from iitkit.data.base import PromptDataModule
 from iitkit.data.card import Card, hypothesis
 from iitkit.data.drawn import TaskPairs
 from iitkit.data.export import rows_of
@@ -27,7 +28,7 @@ from iitkit.data.report import as_plain, data_report
 from iitkit.data.sharing import push_dataset
 from iitkit.errors import IITKitError, choices
 from iitkit.models.load_errors import causes
-from iitkit.modules import InterventionModule
+from iitkit.modules import InterventionModule, ReFT
 
 LONGEST = 20_000
 """Characters of YAML that a dataset's README shows at most."""
@@ -39,7 +40,7 @@ class Inspection(LightningCLI):
     def __init__(self, arguments: Sequence[str]) -> None:
         super().__init__(
             InterventionModule,
-            CounterfactualDataModule,
+            PromptDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=None,
@@ -95,7 +96,7 @@ class Inspection(LightningCLI):
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
-    """Report on the pairs of a config.
+    """Report on the pairs of a config, or on its prompts and completions.
 
     Args:
         command: ``data``.
@@ -112,22 +113,36 @@ def run(command: str, arguments: Sequence[str]) -> None:
     cli = Inspection(prepared(rest))
     module, data, config = cli.model, cli.datamodule, cli.config
     assert isinstance(module, InterventionModule)
-    assert isinstance(data, CounterfactualDataModule)
+    root = Path(config.get("trainer.default_root_dir") or "runs/iitkit")
+    if isinstance(data, CompletionDataModule):
+        for option in ("with_model", "save", "push"):
+            if config.get(option):
+                raise IITKitError(f"--{option} is of pairs: completions are read from a file and are as they are there")
+        if not isinstance(module, ReFT):
+            raise IITKitError(f"{type(module).__name__} is trained on pairs: choose data CounterfactualDataModule")
+        data.bind(module)
+        _reported(data.report(), root)
+        return
+    if not isinstance(data, CounterfactualDataModule):
+        raise IITKitError(f"data {type(data).__name__}: expected CounterfactualDataModule or CompletionDataModule")
     runs = bool(config.get("with_model")) or data.only_correct
     data.bind(module, model=runs)
     found = judged(data, module, config.get("most"), data.splits) if config.get("with_model") else {}
-    text = data_report(data, found)
-    print(text, flush=True)
-    root = Path(config.get("trainer.default_root_dir") or "runs/iitkit")
-    write_text(root / "data_report.txt", text + "\n")
     write_text(root / "data_report.json", json.dumps(as_plain(data, found), indent=2, ensure_ascii=False) + "\n")
-    print(f"report: {root / 'data_report.txt'}", flush=True)
+    _reported(data_report(data, found), root)
     if config.get("save") or config.get("push"):
         folder = save(data, Path(config.get("save") or root / "dataset"), config.get("format"), config.get("push"))
         print(f"dataset: {folder}", flush=True)
         if config.get("push"):
             commit = push_dataset(folder, config["push"], private=config["private"])
             print(f"pushed: {config['push']} at {commit}", flush=True)
+
+
+def _reported(text: str, root: Path) -> None:
+    """Print a report and write it."""
+    print(text, flush=True)
+    write_text(root / "data_report.txt", text + "\n")
+    print(f"report: {root / 'data_report.txt'}", flush=True)
 
 
 def save(data: CounterfactualDataModule, folder: Path, format: Any, repo_id: str | None) -> Path:

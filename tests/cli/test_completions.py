@@ -159,6 +159,17 @@ def test_a_run_stopped_within_an_epoch_goes_on_with_its_batches(
     assert same_weights(tmp_path / "checkpoints" / "last.ckpt", root / "checkpoints" / "last.ckpt")
 
 
+def test_data_reports_without_training(whole: tuple[Path, str, str], config: Path, tmp_path: Path) -> None:
+    root, _, _ = whole
+    ran = iitkit("data", "--config", config, f"--trainer.default_root_dir={tmp_path}")
+    assert ran.code == 0, ran.err
+    assert files(tmp_path) == ["data_report.txt"]
+    report = (tmp_path / "data_report.txt").read_text(encoding="utf-8")
+    assert report in ran.out
+    assert (root / "data_report.txt").read_text(encoding="utf-8").startswith(report)
+    assert "--save is of pairs" in said(iitkit("data", "--config", config, "--save", tmp_path / "pairs"))
+
+
 @pytest.mark.parametrize(
     ("option", "expected"),
     [

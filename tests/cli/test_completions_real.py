@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,6 @@ NUMBERS = {"reft_smollm2": 2 * 4 * 576 + 4, "lora_smollm2": 2 * 4 * 576, "additi
 """Trainable parameters: R, W and c; A and B; one vector."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _all_cores() -> Iterator[None]:
-    """Real models want every core; tiny ones run on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def fit(name: str, root: Path, *options: str) -> dict[str, Any]:
     """Fit a config; its metrics."""
     quiet = ("--trainer.enable_progress_bar", "false", f"--trainer.default_root_dir={root}")
@@ -52,15 +42,16 @@ def test_ten_examples_are_learned_by_heart(name: str, tmp_path: Path) -> None:
     for split in ("train", "validation", "test"):  # what is asked is whether these ten can be said
         (tmp_path / f"{split}.jsonl").write_text("\n".join(rows), encoding="utf-8")
     epochs, rate = BY_HEART[name]
-    start = time.perf_counter()
+    start = time.process_time()
     found = fit(
         name,
         tmp_path / "run",
         *(f"--data.dataset.path={tmp_path}", "--data.batch_size=10", f"--trainer.max_epochs={epochs}"),
         *(f"--model.optimizer.init_args.lr={rate}", "--trainer.check_val_every_n_epoch=5"),
     )
-    seconds = time.perf_counter() - start
-    print(f"{name}: {epochs} steps on 10 examples in {seconds:.0f} s, exact {found['train/exact']:.2f}")
+    seconds = time.process_time() - start  # of the one core that tests run on, whatever else the machine does
+    print(f"{name}: {epochs} steps on 10 examples in {seconds:.0f} s of one core, exact {found['train/exact']:.2f}")
+    assert torch.get_num_threads() == 1
     assert seconds < 120
     assert found["trainable_parameters"] == NUMBERS[name]
     assert found["plain/train/exact"] == 0.0
