@@ -168,4 +168,4 @@ def _vector(given: Tensor, where: Mapping[str, Any], name: str) -> Tensor:
         raise IITKitError(f"{name}: a vector of shape {list(given.shape)} given, expected {expected}")
     if not bool(torch.isfinite(given).all()):
         raise IITKitError(f"{name}: a vector that is not finite was given: it would make everything NaN")
-    return given.detach().reshape(-1, 1, *own)
+    return given.detach().clone().reshape(-1, 1, *own)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import get_args
 
 from torch import Tensor, nn
 
 from iitkit.errors import IITKitError, choices, did_you_mean
+from iitkit.interventions.checks import number
 from iitkit.models.editing import visiting
 from iitkit.models.interchange import Alignment, collect
 from iitkit.models.passes import Passes, real_tokens, unedited
@@ -85,11 +86,8 @@ def intervening(
         raise IITKitError(f"where {where!r}:{did_you_mean(where, get_args(Where))} expected {choices(get_args(Where))}")
     _refuse(model)
     given = dict(features or {})
-    if unknown := [name for name in given if name not in strengths]:
-        raise IITKitError(
-            f"features name {unknown[0]!r}, which the alignment does not place."
-            f"{did_you_mean(unknown[0], strengths)} It has {choices(strengths)}"
-        )
+    _check_names("features name", given, strengths)
+    _check_names("active names", active or {}, strengths)
     needing = [name for name, (_, edit) in alignment.items() if edit.needs_source and name not in given]
     masks: dict[str, Tensor] = {}
     with unedited(model):
@@ -117,13 +115,18 @@ def intervening(
 
 def _strengths(strength: float | Mapping[str, float], alignment: Alignment) -> dict[str, float]:
     if not isinstance(strength, Mapping):
-        return dict.fromkeys(alignment, strength)
-    if unknown := [name for name in strength if name not in alignment]:
+        return dict.fromkeys(alignment, number("strength", strength))
+    _check_names("strength names", strength, alignment)
+    return {name: number(f"strength of {name}", strength.get(name, 1.0)) for name in alignment}
+
+
+def _check_names(what: str, given: Iterable[str], placed: Iterable[str]) -> None:
+    known = list(placed)
+    if unknown := [name for name in given if name not in known]:
         raise IITKitError(
-            f"strength names {unknown[0]!r}, which the alignment does not place."
-            f"{did_you_mean(unknown[0], alignment)} It has {choices(alignment)}"
+            f"{what} {unknown[0]!r}, which the alignment does not place."
+            f"{did_you_mean(unknown[0], known)} It has {choices(known)}"
         )
-    return {name: strength.get(name, 1.0) for name in alignment}
 
 
 def _check_steps(steps: Steps | None, where: str) -> None:

@@ -19,7 +19,7 @@ from iitkit.models.passes import Pass, Passes, Prompt
 from iitkit.models.runs import Selection, editing
 from iitkit.models.sites import Site
 from iitkit.models.textspans import TextSpans
-from iitkit.positions import Span, count, listed, resolve, span_name
+from iitkit.positions import Span, check_spans, count, listed, resolve, span_name
 
 Where = Literal["prompt", "generated", "all"]
 """Which tokens are edited: the prompt's at the site's position, each generated one, or both."""
@@ -98,6 +98,8 @@ class Placed:
         return replace(location, joined=joined, variable=self.site.variable or self.name)
 
     def _check(self) -> None:
+        if self.spans is not None and self.where != "generated" and not isinstance(self.site.position, Tensor):
+            check_spans(self.site.position, self.spans.names, self.name)
         blocks = self.intervention.blocks
         if blocks is not None and self.location.variable not in blocks:
             raise IITKitError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -342,6 +343,30 @@ def test_values_that_are_none_or_several(names: tuple[Any, ...], answers: Any, g
     where = {"variable": "x"} | ({} if answers is None else {"answers": answers})
     with pytest.raises(IITKitError, match="variable 'x' has no value"):
         index_of(values, given, where)
+
+
+def test_what_was_given_may_change_afterwards(tmp_path: Path) -> None:
+    """Nothing of the caller's is kept or changed, and nothing of the artifact is."""
+    model, found = tiny_model("gpt2"), artifact(tmp_path / "a")
+    vector, names = random(WIDTH, seed=3), list(NAMES)
+    values: list[str | None] = ["male", None, "female"]
+    kept = vector.clone(), deepcopy(found.config), found.interventions["gender"].state_dict()
+    tensors = {name: tensor.clone() for name, tensor in kept[2].items()}
+    for setting in (vector, values):
+        steering = found.steer(model, tiny_tokenizer(), {"gender": setting}, spans={"name": names})
+        with steering:
+            first = generated(model, inputs())[1]
+        assert torch.equal(vector, kept[0])
+        assert (names, values) == (list(NAMES), ["male", None, "female"])
+        vector.zero_()
+        names[:], values[:] = ["Eve"] * 3, ["female"] * 3
+        with steering:
+            assert torch.equal(generated(model, inputs())[1], first)
+        names[:], values[:] = NAMES, ["male", None, "female"]
+        vector.copy_(kept[0])
+    assert found.config == kept[1]
+    assert all(torch.equal(kept[2][name], tensor) for name, tensor in tensors.items())
+    assert torch.equal(found.values["gender"].features, FEATURES)
 
 
 def test_a_prompt_without_the_span_is_left_alone(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from iitkit.interventions.spaces import Identity
 from iitkit.models.generation import Where, intervening
 from iitkit.models.interchange import collect, interchange
 from iitkit.models.sites import Site
+from iitkit.models.textspans import TextSpans
 
 LAYER, STEPS = 1, 4
 INFO = SiteInfo(WIDTH)
@@ -739,6 +740,27 @@ def test_sources_that_do_not_fit_are_refused() -> None:
     refused(
         r"where 'promt': Did you mean 'prompt'\? expected prompt, generated, all", run, where="promt", edit=Zero(INFO)
     )
+
+
+@pytest.mark.parametrize("strength", ["1", True, None, float("nan"), [1.0], {"x": "1"}, {"x": None}])
+def test_a_strength_is_a_number(strength: Any) -> None:
+    with (
+        pytest.raises(IITKitError, match=r"strength .*: expected a number"),
+        intervening(decoder("gpt2"), {"x": (Site(LAYER, position="last"), steering())}, strength=strength),
+    ):
+        pass
+
+
+def test_rows_and_spans_that_nothing_reads_are_refused() -> None:
+    """A span that is misspelt would else be one that no prompt has."""
+    alignment = {"x": (Site(LAYER, position=["name", "last"]), steering())}
+    given: list[tuple[dict[str, Any], str]] = [
+        ({"active": {"y": torch.tensor([True])}}, "active names 'y', which the alignment does not place"),
+        ({"spans": TextSpans(object(), {"nmae": "Anna"})}, "'name' is no span of the prompt. Did you mean 'nmae'"),
+    ]
+    for more, message in given:
+        with pytest.raises(IITKitError, match=message), intervening(decoder("gpt2"), alignment, **more):
+            pass
 
 
 def test_positions_that_are_not_there_are_refused() -> None:
