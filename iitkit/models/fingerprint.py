@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 CHUNKS, CHUNK = 8, 256
 """Of each parameter so many evenly spaced runs of so many numbers are looked at, of a small one all of it."""
@@ -20,14 +22,14 @@ def weights_digest(model: nn.Module) -> str | None:
 
     Names, shapes and numbers rounded to bf16 of every parameter are hashed, of a large one some of its numbers. A
     network that was trained on is another one; so is one in 8 bits or in fp16, which rounds otherwise. Tied parameters
-    stand once, under the first of their names.
+    stand once, under the first of their names; what a parametrisation makes stands for what it is made of.
 
     Returns:
         ``sha256:`` and 32 hex digits; None where weights are not in memory (offloaded, or on the meta device).
     """
     digest = hashlib.sha256()
     pieces: dict[torch.device, list[Tensor]] = {}
-    for name, parameter in sorted(model.named_parameters()):
+    for name, parameter in sorted(_weights(model)):
         if parameter.is_meta:
             return None
         digest.update(f"{name.removeprefix('_orig_mod.')}{tuple(parameter.shape)}".encode())
@@ -36,6 +38,16 @@ def weights_digest(model: nn.Module) -> str | None:
     for device in sorted(pieces, key=str):  # one copy from each
         digest.update(torch.cat(pieces[device]).cpu().numpy().tobytes())
     return f"sha256:{digest.hexdigest()[:32]}"
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in model.named_parameters():
+        if ".parametrizations." not in f".{name}":
+            yield name, parameter
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            for tensor in module.parametrizations:
+                yield f"{name}.{tensor}".lstrip("."), getattr(module, str(tensor))
 
 
 def _sampled(parameter: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from running import files, iitkit, metrics, said, same_weights, weights
 
-from iitkit import load_base, load_network
+from iitkit import load, load_base, load_network
 from iitkit.models.runs import call
 
 CONFIG = """\
@@ -90,6 +90,7 @@ def test_the_network_of_the_best_checkpoint_is_saved(whole: Path) -> None:
     assert all(torch.equal(value, state[key]) for key, value in best.items())
     base = json.loads((whole / "artifact" / "config.json").read_text())["base"]
     assert base["id"] == str(whole / "network")
+    assert load(whole).check(model, match="exact") == "exact"
     assert base["revision"].startswith("sha256:")
     assert {"network/config.json", "network/model.safetensors"} <= set(files(whole))
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
 from tokenizers import pre_tokenizers
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from iitkit.models.fingerprint import CHUNK, CHUNKS, tokenizer_digests, weights_digest
 
@@ -64,6 +65,23 @@ def test_a_large_parameter_is_looked_at_in_places() -> None:
 def test_what_is_not_in_memory_has_none() -> None:
     with torch.device("meta"):
         assert weights_digest(nn.Linear(2, 2)) is None
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def test_a_parametrised_weight_counts_as_what_it_is() -> None:
+    model, merged = (nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)) for _ in range(2))
+    merged.load_state_dict(model.state_dict())
+    plain = weights_digest(model)
+    parametrize.register_parametrization(model[0], "weight", Doubled())
+    assert weights_digest(model) != plain
+    merged[0].weight.data.mul_(2)  # type: ignore[operator, union-attr]
+    assert weights_digest(model) == weights_digest(merged)
+    parametrize.remove_parametrizations(model[0], "weight")
+    assert weights_digest(model) == weights_digest(merged)
 
 
 def test_compiled_networks_are_the_same() -> None:
