@@ -431,7 +431,47 @@ def test_rounding_is_no_direction(tmp_path: Path) -> None:
     assert torch.equal(steered(zero, "norm")(torch.zeros(2, WIDTH)), torch.zeros(2, WIDTH))
 
 
+@pytest.mark.parametrize("where", ["prompt", "generated", "all"])
+def test_an_artifact_edits_the_tokens_that_it_was_trained_to(where: str, tmp_path: Path) -> None:
+    """ReFT may train edits of generated tokens: ``where`` in config.json."""
+    model, vector = tiny_model("gpt2"), random(WIDTH, seed=8)
+    added = Addition(SiteInfo(WIDTH))
+    with torch.no_grad():
+        added.edit.get_parameter("vector").copy_(vector)
+    place = {"layer": LAYER, "component": "block_output", "position": "f1+l1", "variable": "x"}
+    write_artifact(tmp_path / "a", {"x": added}, {"x": place}, base_of("gpt2"), {"x": SiteInfo(WIDTH)}, where=where)
+
+    def columns(p: int, n: int) -> list[int]:
+        return [i for i in range(n) if (i in (0, p - 1) and where != "generated") or (i >= p and where != "prompt")]
+
+    here = block(model, "gpt2")
+    expected = [by_hand(model, text, [(here, columns, lambda h: h + vector)]) for text in PROMPTS]
+    with iitkit.load(tmp_path / "a").steer(model):
+        same(generated(model, inputs()), expected)
+
+
 # --- to a source, to a vector ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loaded_artifact_gives_the_logits_of_what_was_trained(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Bit for bit, with a free matrix before and its result after; from tokens and from their text."""
+    untyped: Any = tiny_model("llama")
+    model, tokenizer = untyped.to(dtype), tiny_tokenizer()
+    info = SiteInfo(WIDTH, generator=torch.Generator().manual_seed(7))
+    base, source = inputs(PROMPTS[:1]), inputs(PROMPTS[1:2])
+    for i, trained in enumerate((LowRankSubspace(info, rank=3), RotatedSubspace(info, coordinates=5))):
+        site = iitkit.Site(LAYER, position="last")
+        with torch.no_grad():
+            expected = iitkit.interchange(model, base, source, {"x": (site, trained)}).logits
+            plain = model(**base).logits
+        place = {"layer": LAYER, "component": "block_output", "position": "last", "variable": "x"}
+        write_artifact(tmp_path / str(i), {"x": trained}, {"x": place}, base_of("llama"), {"x": SiteInfo(WIDTH)})
+        found = iitkit.load(tmp_path / str(i))
+        for given in (source, PROMPTS[1]):
+            with torch.no_grad(), found.steer(model, tokenizer, source=given):
+                assert torch.equal(model(**base).logits, expected)
+        assert not torch.equal(expected, plain)
 
 
 def test_a_source_text_gives_what_its_own_position_has(tmp_path: Path) -> None:
