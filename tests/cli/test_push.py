@@ -24,7 +24,7 @@ def test_help(command: str) -> None:
     [
         (["push"], "push: the following arguments are required: artifact, repo. See iitkit push --help"),
         (["pull"], "pull: the following arguments are required: repo. See iitkit pull --help"),
-        (["pull", "a/b", "--revison", "x"], "pull: unrecognized arguments: --revison. Did you mean '--revision'?"),
+        (["pull", "a/b", "--revison", "x"], "pull: unrecognized arguments: --revison x. Did you mean '--revision'?"),
         (["push", "nowhere", "a/b"], "no artifact 'nowhere': give the folder that `iitkit fit` wrote"),
         (["pull", "a/b/c"], "artifact 'a/b/c': expected user/name, or user/name@revision"),
         (["pull", "../x"], "artifact '../x': expected user/name, or user/name@revision"),
