@@ -88,7 +88,7 @@ def vector(
     position: Position = "last",
     method: Method = "mean_difference",
     prefix: str = "",
-    penalty: float = PENALTY,
+    penalty: float | None = None,
     batch_size: int = 16,
 ) -> SteeringVectors:
     """Make steering vectors from two lists of prompts; nothing is trained but the probe.
@@ -107,7 +107,8 @@ def vector(
             a logistic regression. The last two point from negative to positive and are as long as the difference of
             means is along them.
         prefix: text before every prompt, e.g. <|endoftext|> for a model that needs an attention sink.
-        penalty: of the probe, weight of the squared norm, in units of the activations' pooled standard deviation.
+        penalty: of the probe, weight of the squared norm, in units of the activations' pooled standard deviation; 0.01
+            unless said.
         batch_size: prompts that are run together.
 
     Returns:
@@ -121,6 +122,9 @@ def vector(
         raise IITKitError(
             f"method {method!r}:{did_you_mean(method, get_args(Method))} expected {choices(get_args(Method))}"
         )
+    if penalty is not None and method != "probe":
+        raise IITKitError(f"penalty: only the probe has one, the method is {method!r}: leave it out")
+    penalty = PENALTY if penalty is None else penalty
     for name, prompts in (("positive", positive), ("negative", negative)):
         if isinstance(prompts, str | Prompt) or not prompts:
             raise IITKitError(f"{name}: expected a list of one prompt or more, given {prompts!r}")

@@ -55,6 +55,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     target = Path(settings.to).expanduser()
     if target.suffix == ".gguf":
         unread = {"base": settings.base, "position": settings.position, "head": settings.head}
+        unread |= {"trust": settings.trust or None, "boundary": None if settings.boundary == "soft" else "hard"}
         if given := [name for name, value in unread.items() if value is not None]:
             raise IITKitError(f"{given[0]}: a .gguf file needs none: leave it out")
         strength = 1.0 if settings.strength is None else settings.strength

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from iitkit.analysis.vector_effects import Effect, effects_table, steering_effects
-from iitkit.analysis.vectors import PENALTY, SteeringVectors, vector
+from iitkit.analysis.vectors import SteeringVectors, vector
 from iitkit.cli.callbacks import write_text
 from iitkit.cli.measuring import loaded, parsed
 from iitkit.cli.texts import texts_of
@@ -32,13 +32,13 @@ class Vector:
         position: where activations are read; of several tokens their mean is taken.
         method: difference of means, principal component of the pairs' differences, or the normal of a logistic
             regression.
-        penalty: of the probe.
+        penalty: of the probe; 0.01 unless said.
         prefix: text before every prompt, e.g. <|endoftext|> for a model that needs an attention sink.
         prompts: neutral prompts on which the vectors are tried beside random ones; a list or a file, none unless said.
         good: words that the vector should bring, a list.
         bad: words that it should take away, a list.
-        strengths: what each vector is multiplied by when it is tried.
-        tokens: how many are generated then.
+        strengths: what each vector is multiplied by when it is tried; -1 and 1 unless said.
+        tokens: how many are generated then; 20 unless said.
         seed: of the random vectors.
         dtype: of the network.
         default_root_dir: folder for the artifact and the results.
@@ -53,13 +53,13 @@ class Vector:
     head: int | None = None
     position: int | str | list[int | str] = "last"
     method: Literal["mean_difference", "pca", "probe"] = "mean_difference"
-    penalty: float = PENALTY
+    penalty: float | None = None
     prefix: str = ""
     prompts: str | list[str] | None = None
     good: list[str] | None = None
     bad: list[str] | None = None
     strengths: list[float] | None = None
-    tokens: int = 20
+    tokens: int | None = None
     seed: int = 0
     dtype: str = "float32"
     default_root_dir: str = "runs/vector"
@@ -107,7 +107,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
             settings.good or [],
             settings.bad or [],
             strengths=settings.strengths or [-1.0, 1.0],
-            tokens=settings.tokens,
+            tokens=20 if settings.tokens is None else settings.tokens,
             prefix=settings.prefix,
             seed=settings.seed,
             tell=_Told(),
@@ -141,11 +141,11 @@ def norms_table(made: SteeringVectors) -> str:
 
 
 def _check_trial(settings: Vector) -> None:
-    for name in ("good", "bad", "strengths"):
+    for name in ("good", "bad", "strengths", "tokens"):
         given = getattr(settings, name)
         if settings.prompts is None and given is not None:
             raise IITKitError(f"{name}: only prompts are judged by it: give prompts, or leave it out")
-        if settings.prompts is not None and not given and name != "strengths":
+        if settings.prompts is not None and not given and name in ("good", "bad"):
             raise IITKitError(f"{name} is missing: prompts are judged by good and bad words: give a list of them")
 
 

@@ -23,6 +23,8 @@ FIELDS = (
     *("hidden_source_representation", "latent_dim"),
 )
 """What a representation holds, in the order in which it is saved."""
+SOFT = ("Boundless", "SigmoidMask")
+"""What the classes with soft masks are called."""
 UNITS = ("pos", "h", "h.pos")
 _TYPE = re.compile(r"<class '(pyvene(?:\.\w+)*)\.(\w+)'>")
 
@@ -85,6 +87,10 @@ def from_pyvene(
         if link is not None:
             links[str(link)] = made
         found[name] = (site, made)
+    if head is not None and all(site.head is None for site, _ in found.values()):
+        raise IITKitError(f"head {head!r}: {folder} has no component parted into heads: leave it out")
+    if boundary != "soft" and not any(word in str(kind) for kind in types for word in SOFT):
+        raise IITKitError(f"boundary {boundary!r}: {folder} has no soft mask: leave it out")
     return found
 
 

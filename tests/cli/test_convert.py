@@ -64,6 +64,7 @@ def test_merged_models_are_written(shallow_gpt2: str, tmp_path: Path) -> None:
         (("VECTORS", "out", "--base", "BASE", "--boundary=hard"), "boundary: VECTORS holds vectors"),
         (("VECTORS", "out.gguf"), "is no artifact"),
         (("VECTORS", "out.gguf", "--base", "BASE"), "base: a .gguf file needs none: leave it out"),
+        (("VECTORS", "out.gguf", "--trust=true"), "trust: a .gguf file needs none"),
         (("VECTORS",), "to is missing"),
     ],
 )

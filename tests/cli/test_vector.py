@@ -54,6 +54,8 @@ def test_without_prompts_nothing_is_tried(shallow_gpt2: str, tmp_path: Path, mon
     ("options", "said"),
     [
         (("--good=[happy]",), "good: only prompts are judged by it: give prompts, or leave it out"),
+        (("--tokens=3",), "tokens: only prompts are judged by it"),
+        (("--penalty=1",), "penalty: only the probe has one, the method is 'mean_difference'"),
         (("--strengths=[1]",), "strengths: only prompts are judged by it"),
         (("--prompts=[The]", "--good=[happy]"), "bad is missing: prompts are judged by good and bad words"),
         (("--layers=[1,2]", "--keep=3"), "keep 3: expected one of the layers [1, 2]"),

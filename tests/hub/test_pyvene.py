@@ -266,6 +266,10 @@ def test_options_that_nothing_reads(tmp_path: Path) -> None:
     save_file({"block_output.1": torch.ones(8)}, tmp_path / "a.safetensors")
     with pytest.raises(iitkit.IITKitError, match=r"boundary: .* which does not read it"):
         iitkit.convert(tmp_path, model, boundary="hard")
+    with pytest.raises(iitkit.IITKitError, match=r"boundary .hard.: .* has no soft mask"):
+        iitkit.convert(HERE / "gpt2_low_rank", model, trust=True, boundary="hard")
+    with pytest.raises(iitkit.IITKitError, match=r"head 1: .* has no component parted into heads"):
+        iitkit.convert(HERE / "gpt2_low_rank", model, trust=True, head=1)
     with pytest.raises(iitkit.IITKitError, match="Did you mean 'hard'"):
         iitkit.convert(tmp_path, model, boundary="hrad")  # type: ignore[arg-type]
     assert len(TYPES) == 11
