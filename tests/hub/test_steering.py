@@ -428,6 +428,8 @@ def test_rounding_is_no_direction(tmp_path: Path) -> None:
         assert torch.equal(again, there)
     zero = Addition(SiteInfo(WIDTH)).requires_grad_(False)
     assert torch.equal(steered(zero, "norm")(h), h)
+    owned = {id(part) for part in steered(zero).modules()}
+    assert not owned & {id(part) for part in zero.modules()}  # it may go to another device
     assert torch.equal(steered(zero, "norm")(torch.zeros(2, WIDTH)), torch.zeros(2, WIDTH))
 
 
@@ -777,7 +779,10 @@ def test_dispatched_offloaded_and_16_bit_networks(tmp_path: Path) -> None:
         ({"source": {"attention_mask": torch.ones(1, 3)}, "where": "last"}, "a source without input_ids"),
         ({"source": {"input_ids": [5, 6]}, "where": "last"}, r"input_ids: expected a tensor \[rows, tokens\]"),
         ({"source": {"input_ids": torch.tensor([5, 6])}, "where": "last"}, r"expected a tensor \[rows, tokens\]"),
-        ({"settings": {"gender": torch.full((32,), float("nan"))}, "where": "last"}, "a vector that is not finite"),
+        (
+            {"settings": {"gender": torch.tensor([float("nan"), *[0.0] * 31])}, "where": "last"},
+            "a vector that is not finite",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
