@@ -216,10 +216,21 @@ def test_readme_python_blocks(fitted: Callable[[str], Path], capsys: pytest.Capt
 def test_readme_commands(fitted: Callable[[str], Path]) -> None:
     blocks = [block for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if block.startswith("iitkit")]
     lines = [shlex.split(line)[1:] for block in blocks for line in block.splitlines()]
-    assert {line[0] for line in lines} == {"fit", "test", "predict", "sites", "data", "trace", "patch", "plot", "steer"}
+    assert {line[0] for line in lines} == {
+        "fit",
+        "test",
+        "predict",
+        "sites",
+        "data",
+        "trace",
+        "patch",
+        "plot",
+        "steer",
+        "vector",
+    }
     # a part of each is enough here: other tests run them whole
     parts = {"trace": ["--layers", "[24]", "--draws", "1"], "patch": ["--layers", "[18]", "--pairs", "4"]}
-    parts["steer"] = ["--new_tokens", "4"]
+    parts |= {"steer": ["--new_tokens", "4"], "vector": ["--layers", "[16]", "--tokens", "2"]}
     with contextlib.chdir(fitted("das_smollm2")):
         for line in lines:
             if "--print_config" in line:
