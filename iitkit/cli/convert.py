@@ -23,7 +23,8 @@ class Convert:
         to: the artifact's folder, or a .gguf file.
         base: the network that it was made for; not needed for a .gguf file.
         trust: read .bin files too, which are pickles, with weights_only=True.
-        position: where pyvene's interventions and constant vectors are placed; last, or all for constants, unless said.
+        position: where pyvene's interventions and constant vectors are placed; last, or all for constants and whole
+            heads, unless said.
         head: of pyvene's components that have heads, which ones.
         boundary: of pyvene's soft masks, computed as pyvene does or rounded; soft unless said.
         strength: of a .gguf file, what the vectors are multiplied by.

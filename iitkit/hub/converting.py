@@ -40,7 +40,7 @@ def convert(
         model: the base model that it was made for, with or without weights.
         trust: whether ``.bin`` files, which are pickles, may be read, with ``weights_only=True``.
         position: where the interventions are placed. pyvene's folders do not say it, as it is given with each call:
-            ``last`` unless said, and ``all`` for constant vectors. LoRA's is always ``all``.
+            ``last`` unless said, and ``all`` for constant vectors and whole heads. LoRA's is always ``all``.
         head: of pyvene's components that have heads, which ones, as that too is given with each call; all unless said.
         boundary: of pyvene's boundless and sigmoid masks, which it never hardens: ``soft`` computes what it computes,
             ``hard`` swaps a coordinate whole or not at all.

@@ -140,7 +140,8 @@ def _builder(kind: Any, who: str) -> Any:
 def _site(fields: Mapping[str, Any], position: Position | None, head: Head, constant: bool | None, who: str) -> Site:
     units = fields["max_number_of_units"] or 1
     component = fields["component"]
-    at = position if position is not None else "all" if constant else "last"
+    everywhere = constant or fields["unit"] == "h"  # the unit of a whole head is all its tokens
+    at = position if position is not None else "all" if everywhere else "last"
     if units > 1 and count(at) != units:
         raise IITKitError(
             f"{who}: it edits {units} positions as one vector, and position {at!r} is not as many: say which "

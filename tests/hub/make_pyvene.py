@@ -86,6 +86,30 @@ FOLDERS = {
         ],
         [4, 4],
     ),
+    "joint": (
+        [
+            {
+                "layer": 0,
+                "component": "block_output",
+                "max_number_of_units": 2,
+                "low_rank_dimension": 4,
+                "intervention_type": pv.LowRankRotatedSpaceIntervention,
+            }
+        ],
+        [[1, 3]],
+    ),
+    "heads": (
+        [
+            {
+                "layer": 1,
+                "component": "head_attention_value_output",
+                "unit": "h",
+                "low_rank_dimension": 2,
+                "intervention_type": pv.LowRankRotatedSpaceIntervention,
+            }
+        ],
+        [1],
+    ),
     "sigmoid": ([{"layer": 1, "component": "block_input", "intervention_type": pv.SigmoidMaskIntervention}], [4]),
 }
 
@@ -117,7 +141,9 @@ def main():
                     intervention.set_interchange_dim(5)
             folder = HERE / f"{family}_{name}"
             made.save(str(folder))
-            where = [[[p]] * 2 if p is not None else [list(range(5))] * 2 for p in places]
+            everywhere = list(range(5))
+            lists = [everywhere if p is None else p if isinstance(p, list) else [p] for p in places]
+            where = [[each] * 2 for each in lists]
             sources = None if name == "addition" else [{"input_ids": torch.tensor(SOURCE)}] * len(places)
             _, out = made(
                 {"input_ids": torch.tensor(BASE)},

@@ -29,6 +29,8 @@ PLACES: dict[str, Any] = {  # where pyvene was told to intervene, by make_pyvene
     "gpt2_vanilla": None,
     "gpt2_linked": 4,
     "gpt2_sigmoid": 4,
+    "gpt2_joint": [1, 3],
+    "gpt2_heads": None,
     "llama_low_rank": None,
     "llama_boundless": None,
     "llama_addition": "all",
@@ -66,7 +68,8 @@ def test_every_folder_is_tried() -> None:
 def test_logits_are_pyvenes_own(name: str, tmp_path: Path) -> None:
     family, _, kind = name.partition("_")
     model = network(family)
-    alignment = iitkit.convert(HERE / name, model, trust=True, position=PLACES[name])
+    head = 1 if name == "gpt2_heads" else None
+    alignment = iitkit.convert(HERE / name, model, trust=True, position=PLACES[name], head=head)
     assert relative(run(model, alignment), REFERENCE[f"{family}/{kind}"]) <= 1e-5
     assert relative(REFERENCE[f"{family}/plain"], REFERENCE[f"{family}/{kind}"]) > 1e-3
     if name in KINDS:
