@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from running import files, iitkit, metrics, said, same_weights
+from running import files, iitkit, metrics, said, same_weights, weights
 
 import iitkit as library
 from iitkit.models.generation import intervening
@@ -157,6 +159,30 @@ def test_a_run_stopped_within_an_epoch_goes_on_with_its_batches(
     ran = iitkit("fit", "--config", config, *options, "--ckpt_path", "last")
     assert ran.code == 0, ran.err
     assert same_weights(tmp_path / "checkpoints" / "last.ckpt", root / "checkpoints" / "last.ckpt")
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(config: Path, tmp_path: Path) -> None:
+    for processes in (1, 2):
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "iitkit", "fit", "--config", str(config), "--trainer.accelerator=cpu"),
+                *(f"--trainer.default_root_dir={tmp_path / str(processes)}", f"--trainer.devices={processes}"),
+                *(f"--data.batch_size={4 // processes}", "--trainer.enable_progress_bar=false"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("greedy samples, test prompts") == 1  # one of them reports
+    one, two = (metrics(tmp_path / str(processes)) for processes in (1, 2))
+    for key, value in one.items():
+        assert two[key] == pytest.approx(value, rel=1e-4), key
+    ours, theirs = (weights(tmp_path / str(processes) / "checkpoints" / "last.ckpt") for processes in (1, 2))
+    assert ours.keys() == theirs.keys()
+    for key, tensor in ours.items():
+        assert (tensor.double() - theirs[key].double()).abs().max() <= 1e-4 * (1 + tensor.double().abs().max()), key
 
 
 def test_data_reports_without_training(whole: tuple[Path, str, str], config: Path, tmp_path: Path) -> None:
