@@ -50,7 +50,7 @@ def agreement(tiny_gpt2: str, tmp_path: Path) -> Path:
 
 def without_a_network(*arguments: object) -> Any:
     """Run the command where no network can be loaded."""
-    with mock.patch("iitkit.modules.base.load_base", side_effect=AssertionError("a network was loaded")):
+    with mock.patch("iitkit.models.scratch.load_network", side_effect=AssertionError("a network was loaded")):
         return iitkit(*arguments)
 
 

@@ -173,7 +173,7 @@ def test_broken_files(tmp_path: Path, text: str, message: str) -> None:
     [
         (["fti"], "no command 'fti'. Did you mean 'fit'? The commands are fit, validate, test, predict"),
         (["fit", "--config", "das_gpt2.yml"], "no config 'das_gpt2.yml'. Did you mean 'das_gpt2.yaml'?"),
-        (["fit", "--config=nope"], "no config 'nope'. Give a file, or one of boundless_smollm2.yaml,"),
+        (["fit", "--config=nope"], "no config 'nope'. Give a file, or one of addition_smollm2.yaml,"),
         (["fit", "--config"], "expected one argument"),
         (["fit"], "missing"),
         (["test"], "missing"),
