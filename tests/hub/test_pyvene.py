@@ -185,18 +185,20 @@ def test_a_pickle_needs_trust() -> None:
 
 
 class Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
     def __reduce__(self) -> Any:
-        return (Path.touch, (Path("/tmp/iitkit-was-here"),))
+        return (Path.touch, (self.marker,))
 
 
 @pytest.mark.parametrize("content", ["code", "other", "cut"])
 def test_a_trusted_pickle_builds_tensors_and_nothing_else(content: str, tmp_path: Path) -> None:
     folder = shutil.copytree(HERE / "gpt2_low_rank", tmp_path / "x")
     (file,) = folder.glob("*.bin")
-    marker = Path("/tmp/iitkit-was-here")
-    marker.unlink(missing_ok=True)
+    marker = tmp_path / "marker"
     if content == "code":
-        file.write_bytes(pickle.dumps({"rotate_layer.weight": Evil()}))
+        file.write_bytes(pickle.dumps({"rotate_layer.weight": Evil(marker)}))
     elif content == "other":
         torch.save([1, 2], file)
     else:
@@ -204,6 +206,9 @@ def test_a_trusted_pickle_builds_tensors_and_nothing_else(content: str, tmp_path
     with pytest.raises(iitkit.IITKitError, match=r"tensors and nothing else|expected names with tensors"):
         iitkit.convert(folder, network("gpt2"), trust=True)
     assert not marker.exists()
+    if content == "code":
+        pickle.loads(file.read_bytes())  # what would have happened
+        assert marker.exists()
 
 
 @pytest.mark.parametrize(
