@@ -1,25 +1,18 @@
-"""Sentiment in SmolLM2 by a difference of means: the config as it is, beside random vectors of the same norms."""
+"""Sentiment in SmolLM2 by a difference of means: the config as it is, beside random vectors of the same norms.
+
+On one thread: how sums are divided among threads decides between words that are nearly as likely, and they are counted.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from running import iitkit
 
 import iitkit as package
-
-
-@pytest.fixture(autouse=True)
-def _all_cores() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 SHIFTS = {  # layer, strength → shift of logit(good − bad), of good words less bad words: an earlier measurement
