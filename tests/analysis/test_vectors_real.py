@@ -14,7 +14,6 @@ from running import iitkit
 
 import iitkit as package
 
-
 SHIFTS = {  # layer, strength → shift of logit(good − bad), of good words less bad words: an earlier measurement
     (16, -1.0): (-5.46, -10),
     (16, 1.0): (4.02, 6),
