@@ -33,7 +33,13 @@ def release(
     domains = {name: known[name] for name in data.variables if name in known}
     variables = {name: [str(value) for value in domain.values] for name, domain in domains.items() if domain.complete}
     values, largest = mean_features(module, data)
-    answers = {name: said(data, module.locations[name].variable or name, each) for name, each in values.items()}
+    answers: dict[str, Mapping[str, Any]] = {}
+    for name, placement in module.alignment.items():
+        variable = module.locations[name].variable or name
+        if placement.value is not None:
+            answers[name] = {"answer": answer} if (answer := known_answers(data, variable).get(placement.value)) else {}
+        elif name in values:
+            answers[name] = said(data, variable, values[name])
     told = {"training": trained_on(module, data)}
     if (example := example_of(module, data)) is not None:
         told["example"] = example
@@ -61,7 +67,7 @@ def _saved(
     task: str | None,
     variables: Mapping[str, list[str]],
     prefix: str,
-    answers: Mapping[str, Mapping[str, list[str | None]]] | None = None,
+    answers: Mapping[str, Mapping[str, Any]] | None = None,
     **more: Any,
 ) -> Path:
     tokenizer = module.tokenizer

@@ -127,7 +127,10 @@ def files_of(artifact: Artifact, readme: str | None, where: str, subfolder: str 
         if "shared_with" not in artifact.config["placements"][name]
         for key, value in intervention.state_dict().items()
     }
-    tensors |= {f"{name}.{VALUES}": v.features.float().cpu().contiguous() for name, v in artifact.values.items()}
+    # a copy: two placements may be given one tensor, and safetensors stores none twice
+    tensors |= {
+        f"{name}.{VALUES}": each.features.float().cpu().contiguous().clone() for name, each in artifact.values.items()
+    }
     weights = save_tensors(tensors, metadata={"format": "pt"})
     config = {
         "library": "iitkit",

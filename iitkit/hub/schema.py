@@ -116,6 +116,7 @@ WHERE: dict[str, Check] = {
     "shared_with": TEXT,
     "value": (_scalar, "text, a number, true or false"),
     "largest": (_number, "a number from 0"),
+    "answer": TEXT,
     "answers": (_list_of(_or_none(is_text)), "a list of texts"),
     "intervention": (lambda value: isinstance(value, dict), "a name and options"),
     "packages": (_list_of(_text), "a list of names"),

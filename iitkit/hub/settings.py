@@ -67,7 +67,7 @@ def _taken(artifact: Artifact, name: str, given: Setting) -> Taken:
     own = where.get("value")
     if own is not None:  # trained for one value of the variable: the other values are other placements'
         known = [
-            w["value"]
+            (w["value"], w.get("answer"))
             for w in artifact.config["placements"].values()
             if "value" in w and w["variable"] == where["variable"]
         ]
@@ -147,13 +147,13 @@ def _number(value: Any) -> float | str | None:
         return None
 
 
-def _rows(given: Setting, own: Value, known: Sequence[Value], variable: str) -> Tensor:
+def _rows(given: Setting, own: Value, known: Sequence[tuple[Value, str | None]], variable: str) -> Tensor:
     """Return in which rows the setting is the value that a placement was trained for."""
     if isinstance(given, Tensor):
         raise IITKitError(f"{variable}: its edits were trained for a value each and take no vector: give a value")
-    names = list({(type(value), value): value for value in known}.values())
+    names, answers = zip(*{(type(value), value): (value, answer) for value, answer in known}.values(), strict=True)
     each: Sequence[Any] = given if _listed(given) else [given]  # type: ignore[assignment]
-    meant = [None if value is None else names[_which(value, names, [None] * len(names), variable)] for value in each]
+    meant = [None if value is None else names[_which(value, names, answers, variable)] for value in each]
     return torch.tensor([type(value) is type(own) and value == own for value in meant])
 
 

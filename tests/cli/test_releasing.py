@@ -217,3 +217,16 @@ def test_many_values_are_not_stored() -> None:
     assert len(GENDER) > 64
     with pytest.raises(ValueError, match="up to 64 values"):
         Values.stored([{"value": i, "n": 1} for i in range(65)], torch.zeros(65, 1), 1, 1)
+
+
+def test_a_placement_of_one_value_tells_the_answer_that_it_leads_to(tmp_path: Path, shallow_gpt2: str) -> None:
+    """So that steering finds it by the answer; the name leads to no one answer."""
+    where = "{{layer: 2, position: name, variable: gender, value: {}, intervention: {{class_path: Addition}}}}"
+    lines = CONFIG.format(base=shallow_gpt2, replay="'auto'", padding="right", root=tmp_path / "run").splitlines()
+    start, stop = lines.index("    alignment:") + 1, lines.index("    replay: 'auto'")
+    lines[start:stop] = [f"      {value}: {where.format(value)}" for value in ("male", "female")]
+    (tmp_path / "config.yaml").write_text("\n".join(lines), encoding="utf-8")
+    ran = iitkit("fit", "--config", tmp_path / "config.yaml")
+    assert ran.code == 0, ran.err
+    placements = load(tmp_path / "run").config["placements"]
+    assert {(where["value"], where["answer"]) for where in placements.values()} == {("male", " he"), ("female", " she")}

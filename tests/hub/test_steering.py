@@ -264,7 +264,7 @@ def test_placements_trained_for_one_value_each_are_chosen_by_it(tmp_path: Path) 
         with torch.no_grad():
             edits[value].edit.get_parameter("vector").copy_(vector)
         place = {"layer": LAYER, "component": "block_output", "position": "last", "variable": "gender"}
-        where[value] = {**place, "value": value}
+        where[value] = {**place, "value": value, "answer": {"female": " she", "male": " he"}[value]}
     sizes = dict.fromkeys(vectors, SiteInfo(WIDTH))
     write_artifact(tmp_path / "a", edits, where, base_of("gpt2"), sizes)
     found = iitkit.load(tmp_path / "a")
@@ -276,8 +276,9 @@ def test_placements_trained_for_one_value_each_are_chosen_by_it(tmp_path: Path) 
     ]
     with found.steer(model, None, {"gender": chosen}):
         same(generated(model, inputs()), expected)
-    with found.steer(model, None, {"gender": "male"}):
-        same(generated(model, inputs(PROMPTS[:1])), expected[:1])
+    for named in ("male", "he"):
+        with found.steer(model, None, {"gender": named}):
+            same(generated(model, inputs(PROMPTS[:1])), expected[:1])
     for settings, message in (
         (None, "nothing is set: give a value of gender"),
         ({"gender": "mael"}, "variable 'gender' has no value 'mael'. Did you mean 'male'"),
