@@ -102,9 +102,12 @@ def replace_seed(network: MLP, seed: int) -> MLP:
 
 
 def price(seed: int, folder: Path) -> Rows:
-    """Price tags in a tiny GPT-2: the left boundary at the last token."""
+    """Price tags in a tiny GPT-2: the left boundary at the last token.
+
+    DAS's pairs are pairs whose label is not the source's answer.
+    """
     task, network = PriceTagging("symbols", step=10), GPT2(103, width=64, layers=3, heads=4, positions=8)
-    setting = Setting(task, network, (20000, 1000, 2000), 128, epochs=12)
+    setting = Setting(task, network, (20000, 1000, 2000), 128, epochs=12, tell_apart=("output",))
     both = {"left_boundary": neurons(1, 0, 8), "right_boundary": neurons(1, 8, 16)}
     base, fit = plant(setting, both, seed, folder)
     rows = {"IIT": {**iia(fit), "accuracy": fit["test/task_accuracy"]}}
