@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import re
@@ -18,6 +19,7 @@ from tiny import FAMILIES, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from iitkit.analysis import progress
 from iitkit.analysis.corrupting import Corruption, corrupted, deviation, embedded
 from iitkit.analysis.effects import ROLES, by_role, indirect, tokens_of
 from iitkit.analysis.facts import Fact
@@ -417,7 +419,8 @@ def test_mistakes_are_one_line(given: dict[str, Any], says: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_a_bar_shows_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bar_shows_the_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "tqdm", functools.partial(progress.tqdm, mininterval=0))  # however quick it is
     model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
     told: list[str] = []
     trace(model, tokenizer, FACTS, prefix=PREFIX, draws=2, progress=True, tell=told.append)

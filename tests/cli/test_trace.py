@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -246,11 +247,13 @@ def test_failed_cells_fail_the_exit_code(shallow_gpt2: str, tmp_path: Path, monk
 
 
 SLOW = """
-import sys, time
+import os, sys, time
+from pathlib import Path
 from iitkit.models.grids import Engine
 run = Engine.table
 def slow(self, *args, **kwargs):
-    time.sleep(1.5)
+    if list(Path(os.environ["KEPT"]).glob("*.json")):
+        time.sleep(100)  # until it is interrupted
     return run(self, *args, **kwargs)
 Engine.table = slow
 from iitkit.cli import main
@@ -262,7 +265,8 @@ sys.exit(main(sys.argv[1:]))
 def test_ctrl_c_keeps_what_is_done(shallow_gpt2: str, tmp_path: Path) -> None:
     config, root = write(tmp_path, shallow_gpt2), tmp_path / "run"
     command = [sys.executable, "-c", SLOW, "trace", "--config", str(config)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "KEPT": str(root / "examples")}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     end = time.monotonic() + 120
     while time.monotonic() < end and len(list((root / "examples").glob("*.json"))) < 1:
         time.sleep(0.05)
