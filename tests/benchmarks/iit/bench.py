@@ -221,9 +221,10 @@ def table(name: str, runs: list[Rows]) -> str:
             if not values:
                 cells.append("")
                 continue
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
             digits = 1 if column == "CPU seconds" else 3
-            text = f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}"
+            text = f"{statistics.mean(values):.{digits}f}"
+            if len(values) > 1:
+                text += f" ± {statistics.stdev(values):.{digits}f}"
             if len(values) > 3:
                 text += f" (median {statistics.median(values):.3f}, {min(values):.3f} to {max(values):.3f})"
             cells.append(text)
