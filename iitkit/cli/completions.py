@@ -72,7 +72,8 @@ class CompletionReport(Callback):
         print(f"{self.table(measured, data.tested)}\n\n{samples}", flush=True)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        full: dict[str, Any] = {**measured, "trainable_parameters": module.trained}
+        full: dict[str, Any] = {key: round(value, 6) for key, value in measured.items()}  # they were logged in fp32
+        full["trainable_parameters"] = module.trained
         for key in [key for key in full if key.endswith("/n")]:
             n, exact = round(full[key]), full[f"{key[:-1]}exact"]
             full[key] = n

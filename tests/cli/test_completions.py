@@ -70,6 +70,7 @@ def test_fit_writes_and_prints_what_it_found(whole: tuple[Path, str, str]) -> No
     assert f"{TRAINED} trainable parameters" in err
     found = metrics(root)
     assert found["trainable_parameters"] == TRAINED
+    assert found["test/exact"] in [n / 5 for n in range(6)]  # a rate, not its nearest fp32
     for split, n in (("train", 4), ("validation", 4), ("test", 5)):
         for group in (split, f"plain/{split}"):
             assert found[f"{group}/n"] == n
