@@ -66,5 +66,3 @@ def facts_of(
         else:
             facts.append(Fact(prompt, subject, answer))
     return facts, single
-
-
