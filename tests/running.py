@@ -20,7 +20,7 @@ from torch import Tensor
 from iitkit.cli import main
 
 SIZES = {"train": 48, "validation": 24, "test": 20, "test_templates": 8}
-LISTENED = ("lightning.pytorch", "lightning.fabric", "lightning", "iitkit")
+LISTENED = ("lightning.pytorch", "lightning.fabric", "lightning")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def iitkit(*arguments: object) -> Ran:
 
 @contextmanager
 def _logs_to(stream: io.StringIO) -> Iterator[None]:
-    """Lightning's handlers and ours hold the stderr of the moment they were made: hand them this one."""
+    """Lightning's handlers hold the stderr of the moment it was imported: hand them this one."""
     handlers = [h for name in LISTENED for h in logging.getLogger(name).handlers if type(h) is logging.StreamHandler]
     before = [handler.setStream(stream) for handler in handlers]
     try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -55,7 +57,8 @@ def config(tmp_path_factory: pytest.TempPathFactory, shallow_gpt2: str) -> Path:
 @pytest.fixture(scope="module")
 def whole(config: Path) -> tuple[Path, str, str]:
     """An uninterrupted run: its folder, and what it printed."""
-    ran = iitkit("fit", "--config", config)
+    with mock.patch.object(logging.getLogger("iitkit"), "handlers", []):  # one of an earlier test has its own stderr
+        ran = iitkit("fit", "--config", config)
     assert ran.code == 0, ran.err
     return config.parent / "run", ran.out, ran.err
 

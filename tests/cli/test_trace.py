@@ -247,9 +247,10 @@ def test_failed_cells_fail_the_exit_code(shallow_gpt2: str, tmp_path: Path, monk
 
 
 SLOW = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from iitkit.models.grids import Engine
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell's background job ignores
 run = Engine.table
 def slow(self, *args, **kwargs):
     if list(Path(os.environ["KEPT"]).glob("*.json")):
