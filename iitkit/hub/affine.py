@@ -16,7 +16,9 @@ from iitkit.errors import IITKitError
 from iitkit.interventions import Intervention
 
 TRIED = 7
-"""Random activations on which a map is compared with its intervention."""
+"""Random activations of each size on which a map is compared with its intervention."""
+SIZES = (1.0, 1e-2, 1e2, 1e4)
+"""Their standard deviations: what bends, bends somewhere."""
 CLOSE = 1e-9
 """Largest relative difference, in fp64, at which they are the same."""
 
@@ -65,8 +67,9 @@ def affine_of(name: str, intervention: Intervention, width: int, input_width: in
         return found
 
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(TRIED, width, generator=generator, dtype=torch.float64)
-    inputs = torch.randn(TRIED, size, generator=generator, dtype=torch.float64) if enters else None
+    sizes = torch.tensor(SIZES, dtype=torch.float64).repeat_interleave(TRIED)[:, None]
+    rows = sizes * torch.randn(len(sizes), width, generator=generator, dtype=torch.float64)
+    inputs = sizes * torch.randn(len(sizes), size, generator=generator, dtype=torch.float64) if enters else None
     nothing = torch.zeros(1, size, dtype=torch.float64) if enters else None
     shift = run(torch.zeros(1, width, dtype=torch.float64), nothing)[0]
     entering = None
@@ -74,12 +77,16 @@ def affine_of(name: str, intervention: Intervention, width: int, input_width: in
         unit = torch.eye(size, dtype=torch.float64)
         entering = run(torch.zeros(size, width, dtype=torch.float64), unit) - shift
     rest = run(rows, inputs) - shift - (0 if entering is None or inputs is None else inputs @ entering)
-    scale = max(float(rest.abs().max()), float(rows.abs().max()))
+    scale = torch.stack([rest.abs().amax(1), rows.abs().amax(1), shift.abs().max().expand(len(rows))]).amax(0)
+
+    def same(other: Tensor) -> bool:
+        return bool(((rest - other).abs().amax(1) <= CLOSE * scale).all())
+
     linear = None
-    if not float((rest - rows).abs().max()) <= CLOSE * scale:
+    if not same(rows):
         unit = torch.eye(width, dtype=torch.float64)
         linear = run(unit, torch.zeros(width, size, dtype=torch.float64) if enters else None) - shift
-        if not float((rest - rows @ linear).abs().max()) <= CLOSE * scale:
+        if not same(rows @ linear):
             raise IITKitError(f"{name}: {title} is no affine map of the activation, the same for every token")
     return Affine(shift, linear, entering)
 

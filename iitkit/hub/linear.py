@@ -120,8 +120,14 @@ def _instead(site: Site) -> str:
 
 
 def _check_weights(model: nn.Module, module: nn.Module, name: str, site: Site) -> None:
+    if nn.utils.parametrize.is_parametrized(module, "weight"):
+        raise IITKitError(
+            f"{name}: the weights at {site} are computed by a parametrization: remove it "
+            "(torch.nn.utils.parametrize.remove_parametrizations) and merge then"
+        )
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or not weight.is_floating_point():
+    plain = isinstance(weight, nn.Parameter) and weight.dim() == 2 and weight.is_floating_point()
+    if not isinstance(weight, nn.Parameter) or not plain or weight.element_size() < 2:  # float8 has scales beside it
         raise IITKitError(f"{name}: the weights at {site} are quantised: merge into the model in full precision")
     if not isinstance(module, nn.Linear) and not hasattr(module, "nf"):  # transformers' Conv1D has [in, out]
         raise IITKitError(f"{name}: {type(module).__name__} at {site} is a linear module of a kind that is not known")

@@ -20,12 +20,13 @@ from iitkit.hub.artifact import Artifact
 from iitkit.hub.biases import with_bias
 from iitkit.hub.linear import Linear, linear_at
 from iitkit.interventions import Intervention
+from iitkit.interventions.checks import number
 from iitkit.models.generation import intervening
 from iitkit.models.interchange import Alignment
 from iitkit.models.sites import Site
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.05}
-"""Largest relative difference of logits, by the weights' dtype, that rounding can make."""
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.05}
+"""Largest relative difference of logits, by the weights' dtype: the law's, or what narrow weights can hold."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def merge(model: nn.Module, found: Artifact | Alignment, *, strength: float = 1.
             where the edit needs it; where the model's config has a switch for that, its other modules get biases of 0,
             so that the model can be saved and loaded.
         found: an artifact, or placement name → (site, intervention). Several edits of one module apply in the order
-            given.
+            given, those of a larger module that ends in it after its own.
         strength: ``h + strength · (edit(h) − h)``.
 
     Returns:
@@ -58,8 +59,9 @@ def merge(model: nn.Module, found: Artifact | Alignment, *, strength: float = 1.
     Raises:
         IITKitError: an edit that cannot be merged, with the reason: it takes a source, is not affine, reaches some
             positions only, or lies in the residual stream or elsewhere than at a linear module; weights that are
-            quantised or that another module uses too.
+            quantised, computed or used by another module too; logits that then differ (fp32: by more than 1e-5).
     """
+    number("strength", strength)
     if isinstance(found, Artifact):
         found.check(model)
     alignment = found.alignment() if isinstance(found, Artifact) else dict(found)
@@ -70,7 +72,7 @@ def merge(model: nn.Module, found: Artifact | Alignment, *, strength: float = 1.
     for name, (site, edit) in alignment.items():
         _check_position(name, site, edit)
     changes: dict[int, _Change] = {}
-    for name, place, edit in planned:
+    for name, place, edit in _as_merged(planned):
         if edit.needs_input and not place.own:
             raise IITKitError(
                 f"{name}: {type(edit).__name__} reads what enters the whole module, not what enters the linear map "
@@ -95,7 +97,8 @@ def merge(model: nn.Module, found: Artifact | Alignment, *, strength: float = 1.
                 undo()
             raise IITKitError(
                 f"the merged model's logits differ from the edited one's by {off:.2g} (relative): something between "
-                "the site and its linear module changes what passes; the model is as it was"
+                f"the site and its linear module changes what passes, or {str(dtype).removeprefix('torch.')} is too "
+                "narrow for this edit; the model is as it was"
             )
     return model
 
@@ -123,6 +126,17 @@ def _check_together(places: Sequence[tuple[str, Linear]], edits: Sequence[Interv
             raise IITKitError(
                 f"{readers[0]} reads the input of the module that {name} edits: merge one of them, and keep the other"
             )
+
+
+def _as_merged(planned: Sequence[tuple[str, Linear, Intervention]]) -> list[tuple[str, Linear, Intervention]]:
+    """Return edits in the order in which weights take them in.
+
+    A linear module's own output is edited before that of the module that it ends. Of ``W e₂(e₁(x))`` the weights meet
+    e₂ first.
+    """
+    inputs = [each for each in planned if each[1].side == "input"]
+    outputs = [each for each in planned if each[1].side == "output"]
+    return [*reversed(inputs), *sorted(outputs, key=lambda each: not each[1].own)]
 
 
 def _merged(now: _Change, place: Linear, edit: Affine) -> _Change:

@@ -135,6 +135,44 @@ def test_several_edits_apply_in_order() -> None:
     assert relative(logits(merge(model, alignment), tokens), expected) <= 1e-5
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("family", "path"), [("llama", "model.layers.1.mlp.down_proj"), ("gpt2", "transformer.h.1.mlp.c_proj")]
+)
+def test_a_linear_module_is_edited_before_the_module_that_it_ends(family: str, path: str, turned: bool) -> None:
+    """Whichever is named first: what the linear map returns is edited when it returns, the MLP's output after that."""
+    model, tokens = build(family), ids(2, 6, seed=12)
+    whole, own = Site(1, "mlp_output", "all"), Site(module=path, position="all")
+    vector = torch.randn(WIDTH, generator=torch.Generator().manual_seed(13))
+    edits = [("a", (whole, iitkit.Addition.of(vector))), ("b", (own, filled(model, own, "Scale", factor=3.0)))]
+    module = model.get_submodule(path)
+    handle = module.register_forward_hook(lambda _, __, out: 3 * out + vector)
+    expected = logits(model, tokens)
+    handle.remove()
+    assert relative(logits(merge(model, dict(edits[::-1] if turned else edits)), tokens), expected) <= 1e-5
+
+
+def test_several_edits_of_an_input_apply_in_order() -> None:
+    model, tokens = build("llama"), ids(2, 6, seed=14)
+    site, part = Site(1, "mlp_hidden", "all"), Site(module="model.layers.1.mlp.down_proj", side="input", position="all")
+    vector = torch.randn(24, generator=torch.Generator().manual_seed(15))
+    reft = filled(model, site, "LoReFT", rank=3)
+    alignment = {
+        "a": (site, iitkit.Addition.of(vector)),
+        "b": (part, reft),
+        "c": (site, filled(model, site, "Zero", features=5)),
+    }
+
+    def before(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        hidden = reft(args[0] + vector)
+        return (torch.cat([torch.zeros_like(hidden[..., :5]), hidden[..., 5:]], -1),)
+
+    handle = model.get_submodule("model.layers.1.mlp.down_proj").register_forward_pre_hook(before)
+    expected = logits(model, tokens)
+    handle.remove()
+    assert relative(logits(merge(model, alignment), tokens), expected) <= 1e-5
+
+
 @pytest.mark.parametrize(
     ("family", "component"), [("llama", "mlp_output"), ("llama", "attention_output"), ("gpt2", "mlp_output")]
 )
@@ -233,6 +271,70 @@ def test_quantised_weights_are_refused() -> None:
     site = Site(1, "mlp_output", "all")
     with pytest.raises(iitkit.IITKitError, match="quantised: merge into the model in full precision"):
         merge(model, {"x": (site, filled(model, site, "Addition"))})
+
+
+class Scaled(nn.Linear):
+    """A linear map with weights in float8 and a scale beside them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.weight.to(x.dtype) / 64).T
+
+
+@pytest.mark.parametrize("name", ["Addition", "LoReFT"])
+def test_weights_in_eight_bits_are_quantised_even_as_floats(name: str) -> None:
+    model = build("llama")
+    layer: Any = model.model.layers[1]  # type: ignore[union-attr]
+    scaled = Scaled(24, 16, bias=False)
+    scaled.weight = nn.Parameter((64 * layer.mlp.down_proj.weight).to(torch.float8_e4m3fn), requires_grad=False)
+    layer.mlp.down_proj = scaled
+    site = Site(1, "mlp_output", "all")
+    with pytest.raises(iitkit.IITKitError, match="quantised: merge into the model in full precision"):
+        merge(model, {"x": (site, filled(model, site, name))})
+
+
+def test_weights_that_are_computed_are_refused() -> None:
+    model = build("llama")
+    nn.utils.parametrizations.weight_norm(model.model.layers[1].mlp.down_proj)  # type: ignore[union-attr]
+    site = Site(1, "mlp_output", "all")
+    with pytest.raises(iitkit.IITKitError, match=r"are computed by a parametrization: remove it \(torch\.nn\.utils"):
+        merge(model, {"x": (site, filled(model, site, "Addition"))})
+
+
+def test_what_bends_far_away_is_no_affine_map() -> None:
+    """ReLU with a threshold that small activations do not reach, and the network's own do."""
+    model = build("llama")
+    site = Site(1, "mlp_output", "all")
+    edit = filled(model, site, "LoReFT", activation="relu")
+    state = edit.state_dict()
+    edit.load_state_dict({**state, "edit.bias": torch.full_like(state["edit.bias"], 60.0)})
+    weight = state["edit.weight"]
+    assert float(weight[0].square().sum()) > 0.5  # along its first row an activation of length 100 bends
+    assert float(weight.norm(dim=1).max()) * 10 < 60  # and one of length 10 does not
+    with pytest.raises(iitkit.IITKitError, match="LoReFT is no affine map of the activation"):
+        merge(model, {"x": (site, edit)})
+
+
+@pytest.mark.parametrize("strength", ["2", float("nan"), None, True])
+def test_strengths_that_are_no_numbers(strength: Any) -> None:
+    model = build("llama")
+    site = Site(1, "mlp_output", "all")
+    with pytest.raises(iitkit.IITKitError, match=r"strength .*: expected a number"):
+        merge(model, {"x": (site, filled(model, site, "Addition"))}, strength=strength)
+
+
+def test_logits_that_differ_by_more_than_rounding_are_refused() -> None:
+    """Of fp32 weights 1e-5 is asked for: a module that adds a little more than that is told of."""
+    model, tokens = build("llama"), ids(2, 8, seed=16)
+    layer: Any = model.model.layers[1]  # type: ignore[union-attr]
+    own = layer.mlp.forward
+    layer.mlp.forward = lambda x: own(x) * (1 + 1e-4)
+    site = Site(1, "mlp_output", "all")
+    with pytest.raises(iitkit.IITKitError, match="differ from the edited one's by"):
+        merge(
+            model,
+            {"x": (site, iitkit.Addition.of(20 * torch.randn(WIDTH, generator=torch.Generator().manual_seed(1))))},
+        )
+    assert logits(model, tokens).isfinite().all()
 
 
 def test_narrow_weights_take_what_they_can_hold() -> None:
