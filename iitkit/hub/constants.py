@@ -37,10 +37,13 @@ def from_constants(
     for file in files:
         for name, tensor in sorted(read_safetensors(file).items(), key=lambda item: _order(item[0])):
             site, vector = _placed(model, name, tensor, "all" if position is None else position, file)
-            key = name.replace(".", "_")
-            if key in found:
-                raise IITKitError(f"{file}: {name} is there twice, also in another file of {folder}")
-            found[key] = (site, Addition.of(vector))
+            place = (site.layer, site.component, site.head)
+            twins = [k for k, (there, _) in found.items() if (there.layer, there.component, there.head) == place]
+            if twins:
+                raise IITKitError(f"{file}: {name} is there twice: {twins[0]} of {folder} is at {site} too")
+            found[name.replace(".", "_")] = (site, Addition.of(vector))
+    if not found:
+        raise IITKitError(f"{folder} holds no tensor: expected some that are named for their sites: block_output.16")
     return found
 
 

@@ -17,7 +17,7 @@ from iitkit.hub.pyvene import from_pyvene, is_pyvene
 from iitkit.hub.pyvene_types import Boundary
 from iitkit.interventions import Intervention
 from iitkit.models.sites import Head, Site
-from iitkit.positions import Position
+from iitkit.positions import Position, listed
 
 
 def convert(
@@ -57,6 +57,8 @@ def convert(
     options = {"position": position, "head": head, "boundary": None if boundary == "soft" else boundary}
     if boundary not in ("soft", "hard"):
         raise IITKitError(f"boundary {boundary!r}:{did_you_mean(boundary, ('soft', 'hard'))} expected soft or hard")
+    if position is not None:
+        listed(position)
     if not path.exists():
         raise IITKitError(f"source {os.fspath(source)!r}: no such folder or file")
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}

@@ -20,6 +20,7 @@ from iitkit.errors import IITKitError
 from iitkit.hub.affine import constant_of
 from iitkit.hub.artifact import Artifact
 from iitkit.interventions import Addition, Intervention
+from iitkit.interventions.checks import number
 from iitkit.models.anatomy import locate
 from iitkit.models.gguf import require
 from iitkit.models.interchange import Alignment
@@ -51,9 +52,11 @@ def to_gguf(
         The file.
 
     Raises:
-        IITKitError: an edit that is no addition of a constant, one elsewhere or at some tokens only, or at layer 0.
+        IITKitError: an edit that is no addition of a constant, one elsewhere or at some tokens only, or at layer 0;
+            numbers that fp32 does not hold.
     """
     require("gguf")
+    number("strength", strength)
     alignment = found.alignment() if isinstance(found, Artifact) else found
     if not alignment:
         raise IITKitError("there is no intervention to export")
@@ -64,6 +67,8 @@ def to_gguf(
         if layer in vectors and len(vectors[layer]) != len(vector):
             raise IITKitError(f"{name}: it has width {len(vector)}, another at layer {layer} {len(vectors[layer])}")
         vectors[layer] = vectors.get(layer, torch.zeros_like(vector)) + strength * vector
+        if not vectors[layer].float().isfinite().all():
+            raise IITKitError(f"{name}: times strength {strength:g} it is more than fp32 holds")
     hint = model_hint if model_hint is not None else _hint(found)
     return _write(Path(file).expanduser(), {layer: vectors[layer].float() for layer in sorted(vectors)}, hint)
 
@@ -109,6 +114,9 @@ def read_gguf(file: Path) -> dict[int, Tensor]:
         match = _DIRECTION.fullmatch(name)
         if match is None or not int(match[1]) or tensor.dtype != torch.float32 or tensor.dim() != 1:
             raise IITKitError(f"{file}: tensor {name!r} of {tensor.dtype} is no direction.N with N ≥ 1, in fp32")
+        if int(match[1]) in found or not tensor.isfinite().all():
+            what = "is there twice" if int(match[1]) in found else "holds other things than finite numbers"
+            raise IITKitError(f"{file}: direction.{int(match[1])} {what}")
         found[int(match[1])] = tensor
     if not found:
         raise IITKitError(f"{file} holds no direction")

@@ -38,6 +38,17 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "velora_config": (None,),
 }
 """Setting → the values at which an adapter is nothing but LoRA at linear modules."""
+INITS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
+"""How A and B may have begun. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base's own weights as well."""
+READ = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights")
+"""Settings that are read here."""
+SILENT = (
+    *("auto_mapping", "base_model_name_or_path", "revision", "peft_version", "task_type", "inference_mode"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "ensure_weight_tying"),
+    *("lora_dropout", "fan_in_fan_out", "eva_config", "corda_config", "loftq_config", "lora_ga_config"),
+    *("megatron_config", "megatron_core", "qalora_group_size", "runtime_config"),
+)
+"""Settings of which the tensors say all that counts, or that are of training and making alone."""
 LARGEST = 1e6
 """Largest α."""
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)(?:\.default)?\.weight")
@@ -56,13 +67,17 @@ def from_peft(folder: Path, model: nn.Module, *, trust: bool = False) -> dict[st
     for key, plain in PLAIN.items():
         if config.get(key) not in plain:
             raise IITKitError(f"{folder}: {key} {config[key]!r} has no counterpart: expected {plain[-1]!r}")
+    _check_settings(config, folder)
     tensors = read_tensors(folder / WEIGHTS, trust)
     pairs: dict[str, dict[str, Tensor]] = {}
     for name in list(tensors):
         match = _NAME.fullmatch(name)
         if match is None:
             raise IITKitError(f"{folder}: tensor {name!r} is no LoRA of a linear module")
-        pairs.setdefault(match[1], {})[match[2]] = tensors.pop(name)
+        pair = pairs.setdefault(match[1], {})
+        if match[2] in pair:
+            raise IITKitError(f"{folder}: {match[1]} has lora_{match[2]} twice, also as {name!r}")
+        pair[match[2]] = tensors.pop(name)
     if not pairs:
         raise IITKitError(f"{folder}: the adapter holds no tensor")
     found: dict[str, tuple[Site, Intervention]] = {}
@@ -88,10 +103,26 @@ def from_peft(folder: Path, model: nn.Module, *, trust: bool = False) -> dict[st
     return found
 
 
+def _check_settings(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse what may change the map and is not read: other beginnings, and settings that are not known."""
+    init = config.get("init_lora_weights")
+    if init not in INITS or type(init) is int:
+        raise IITKitError(
+            f"{folder}: init_lora_weights {str(init)[:40]!r} may have changed the base's own weights too: let PEFT "
+            "save it as plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    if not isinstance(config.get("use_rslora"), bool | None):
+        raise IITKitError(f"{folder}: use_rslora {config['use_rslora']!r}: expected true or false")
+    for key, value in config.items():
+        nothing = value is None or type(value) in (int, float) or value in (False, "", [], {})
+        if key not in (*PLAIN, *READ, *SILENT) and not nothing:
+            raise IITKitError(f"{folder}: {str(key)[:40]} {str(value)[:40]!r} is no setting of LoRA that is known here")
+
+
 def _alpha(config: Mapping[str, Any], path: str, rank: int, folder: Path) -> float:
     """Return the α of ours, whose scale is α/r, for a module of a rank."""
     said = _patterned(config, "rank_pattern", path, config.get("r"), folder)
-    if said != rank:
+    if type(said) is not int or said != rank:
         raise IITKitError(f"{folder}: {path} has rank {rank}, the config says {said!r}")
     alpha = _patterned(config, "alpha_pattern", path, config.get("lora_alpha"), folder)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not -LARGEST <= alpha <= LARGEST:

@@ -58,14 +58,17 @@ def from_pyvene(
             f"{folder}: mode {config['mode']!r}, where one run feeds the next: convert it by hand to stages "
             "(iitkit.interchange_stages)"
         )
+    dimensions = _column(config, "intervention_dimensions", len(rows), int, folder)
+    constants = _column(config, "intervention_constant_sources", len(rows), bool, folder)
     found: dict[str, tuple[Site, Intervention]] = {}
     links: dict[str, Intervention] = {}
     seen: dict[str, int] = {}
     for i, (row, kind) in enumerate(zip(rows, types, strict=True)):
         fields, who = _fields(row, i), f"{folder}: representations[{i}]"
         key = _key(fields, seen, who)
-        build, dimensions = _builder(kind, who), config.get("intervention_dimensions") or [None] * len(rows)
-        site = _site(fields, position, head, _constant(config, i), who)
+        build = _builder(kind, who)
+        constant = constants[i] is True and not any(word in str(kind) for word in ("Zero", "Collect", "Skip"))
+        site = _site(fields, position, head, constant, who)
         name = _named(fields, found)
         link = fields["intervention_link_key"]
         if link is not None and str(link) in links:
@@ -73,15 +76,19 @@ def from_pyvene(
             continue
         stem = folder / f"intkey_{key}"
         there = any((folder / f"intkey_{key}{ending}").is_file() for ending in (".bin", ".safetensors"))
-        needed = _constant(config, i) is True or "Rotated" in str(kind) or "Mask" in str(kind)
+        needed = constant or "Rotated" in str(kind) or "Mask" in str(kind)
         tensors = read_tensors(stem, trust) if there or needed else {}
         info = _info(model, site, name)
-        for size in ("embed_dim", "interchange_dim"):
-            tensors.pop(size, None)
-        given = dimensions[i] if isinstance(dimensions, list) and i < len(dimensions) else None
-        dimension = given if type(given) is int else info.width
+        sizes = {size: tensors.pop(size, None) for size in ("embed_dim", "interchange_dim")}
+        dimension = dimensions[i]
+        dimension = info.width if dimension is None else dimension
         saved = Saved(f"{folder.name}: {key}", info, dimension, tensors, boundary)
         made = build(saved)
+        for (size, held), own in zip(sizes.items(), (info.width, dimension), strict=True):
+            if held is not None and held.flatten().tolist() != [own]:
+                raise IITKitError(
+                    f"{saved.who}: {size} {held.flatten().tolist()[:4]}: expected {own}, as the rest says"
+                )
         if tensors:
             raise IITKitError(f"{saved.who}: tensors that nothing reads: {choices(sorted(tensors))}")
         if link is not None:
@@ -94,13 +101,15 @@ def from_pyvene(
     return found
 
 
-def _constant(config: Mapping[str, Any], i: int) -> bool | None:
-    """Return whether a placement's source is a constant that is stored; None where the config does not say."""
-    sources = config.get("intervention_constant_sources")
-    if not isinstance(sources, list) or i >= len(sources) or sources[i] is not True:
-        return None
-    kinds = str(config["intervention_types"][i])
-    return not any(word in kinds for word in ("Zero", "Collect", "Skip"))
+def _column(config: Mapping[str, Any], key: str, rows: int, kind: type, folder: Path) -> list[Any]:
+    """Return what a config says of each representation under a key; None where it says nothing."""
+    found = config.get(key)
+    if found is None or found == []:
+        return [None] * rows
+    if not isinstance(found, list) or len(found) != rows or any(x is not None and type(x) is not kind for x in found):
+        expected = {"int": "whole numbers", "bool": "true or false"}[kind.__name__]
+        raise IITKitError(f"{folder}: {key} {str(found)[:60]}: expected {expected}, one for each representation")
+    return found
 
 
 def _fields(row: Any, i: int) -> dict[str, Any]:
@@ -137,7 +146,7 @@ def _builder(kind: Any, who: str) -> Any:
     return TYPES[match[2]]
 
 
-def _site(fields: Mapping[str, Any], position: Position | None, head: Head, constant: bool | None, who: str) -> Site:
+def _site(fields: Mapping[str, Any], position: Position | None, head: Head, constant: bool, who: str) -> Site:
     units = fields["max_number_of_units"] or 1
     component = fields["component"]
     everywhere = constant or fields["unit"] == "h"  # the unit of a whole head is all its tokens

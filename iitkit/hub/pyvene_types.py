@@ -49,6 +49,13 @@ class Saved:
         """Take a tensor of this shape out of the state."""
         return taken(self.tensors, name, shape, self.who)
 
+    def temperature(self) -> float:
+        """Take a soft mask's temperature out of the state."""
+        found = float(self.take("temperature"))
+        if not found > 0:
+            raise IITKitError(f"{self.who}: temperature {found:g}: expected a number above 0")
+        return found
+
     def constant(self) -> Tensor | None:
         """Take the constant source, [width], out of the state, where there is one."""
         found = self.tensors.pop("source_representation", None)
@@ -121,7 +128,7 @@ def _boundless(saved: Saved) -> Intervention:
     width = saved.site.width
     rotation = saved.rotation(width)
     share = float(saved.take("intervention_boundaries", 1).clamp(1e-3, 1))
-    temperature = float(saved.take("temperature"))
+    temperature = saved.temperature()
     saved.tensors.pop("intervention_population", None)  # 0 to width − 1
     index = torch.arange(width, dtype=torch.float64)
     if saved.boundary == "hard":
@@ -133,7 +140,7 @@ def _boundless(saved: Saved) -> Intervention:
 
 def _sigmoid_rotated(saved: Saved) -> Intervention:
     rotation, gates = saved.rotation(saved.site.width), saved.take("masks", saved.site.width).double()
-    temperature = float(saved.take("temperature"))
+    temperature = saved.temperature()
     if saved.boundary == "hard":
         chosen = (gates > 0).nonzero()[:, 0].tolist()
         return saved.built("RotatedSubspace", {"space.basis": rotation}, coordinates=chosen)
@@ -141,7 +148,7 @@ def _sigmoid_rotated(saved: Saved) -> Intervention:
 
 
 def _sigmoid(saved: Saved) -> Intervention:
-    gates, temperature = saved.take("mask", saved.site.width).double(), float(saved.take("temperature"))
+    gates, temperature = saved.take("mask", saved.site.width).double(), saved.temperature()
     if saved.boundary == "hard":
         return saved.built("MaskedNeurons", {"mask.kept": gates > 0})
     return _weighted(saved, torch.eye(saved.site.width), torch.sigmoid(gates / temperature))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from byhand import relative
 from families import WIDTH, build, ids
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import iitkit
@@ -100,6 +100,12 @@ def test_a_vector_for_each_head_under_either_name(tmp_path: Path) -> None:
         ({"block_output.1": torch.full((16,), torch.inf)}, "finite"),
         ({"block_output.1": torch.ones(16, dtype=torch.long)}, "finite real numbers"),
         ({"attention_weight.1": numbers(4)}, "has 4 numbers"),
+        ({}, "holds no tensor: expected some that are named for their sites"),
+        (
+            {"value_output.1": numbers(8), "head_value_output.1": numbers(8)},
+            r"is there twice: .*value_output_1 of .* at layer 1 value_output too",
+        ),
+        ({"block_output.1": numbers(16), "block_output.01": numbers(16)}, "is there twice"),
     ],
 )
 def test_vectors_that_do_not_fit(tensors: dict[str, Tensor], match: str, tmp_path: Path) -> None:
@@ -188,6 +194,15 @@ def test_ranks_of_their_own(tmp_path: Path) -> None:
         ({"bias": "all"}, {}, "bias 'all' has no counterpart: expected 'none'"),
         ({"modules_to_save": ["lm_head"]}, {}, "modules_to_save"),
         ({"lora_alpha": "x"}, {}, "lora_alpha 'x': expected a number"),
+        ({"lora_alpha": float("nan")}, {}, "lora_alpha nan: expected a number"),
+        ({"r": True}, {"model.layers.0.self_attn.q_proj": (1, 16, 16)}, "q_proj has rank 1, the config says True"),
+        ({"use_rslora": "no"}, {}, "use_rslora 'no': expected true or false"),
+        ({"use_nola": True}, {}, "use_nola 'True' is no setting of LoRA that is known here"),
+        ({"hira_config": {"x": 1}}, {}, "hira_config .* is no setting of LoRA that is known here"),
+        ({"init_lora_weights": "pissa"}, {}, "init_lora_weights 'pissa' may have changed the base's own weights too"),
+        ({"init_lora_weights": "pissa_niter_4"}, {}, "init_lora_weights 'pissa_niter_4' may have changed"),
+        ({"init_lora_weights": "olora"}, {}, "init_lora_weights 'olora' .*path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": 1}, {}, "init_lora_weights '1' may have"),
         ({}, {"model.layers.9.self_attn.q_proj": (2, 16, 16)}, r"has no module 'model.layers.9.self_attn.q_proj'"),
         ({}, {"model.layers.0.input_layernorm": (2, 16, 16)}, "is no linear module"),
         ({}, {"model.layers.0.self_attn.q_proj": (2, 15, 16)}, r"A has shape \(2, 15\): expected \(2, 16\)"),
@@ -212,6 +227,31 @@ def test_adapters_hold_nothing_else(tmp_path: Path) -> None:
         iitkit.convert(tmp_path, build("llama"))
     with pytest.raises(iitkit.IITKitError, match="holds no tensor"):
         iitkit.convert(tmp_path, build("llama"), trust=True)
+
+
+def test_settings_that_change_nothing_are_passed_over(tmp_path: Path) -> None:
+    """PEFT's own of training and making, one for each of its kinds; and a number that is not known."""
+    adapter(
+        *(tmp_path, {"model.layers.0.self_attn.q_proj": (2, 16, 16)}),
+        target_modules=".*q_proj",
+        layers_to_transform=[0],
+        inference_mode=True,
+        task_type="CAUSAL_LM",
+        init_lora_weights="gaussian",
+        megatron_core="megatron.core",
+        lora_dropout=0.1,
+        later_size=8,
+    )
+    assert list(iitkit.convert(tmp_path, build("llama"))) == ["model_layers_0_self_attn_q_proj"]
+
+
+def test_a_tensor_under_two_names(tmp_path: Path) -> None:
+    adapter(tmp_path, {"model.layers.0.self_attn.q_proj": (2, 16, 16)})
+    file = tmp_path / "adapter_model.safetensors"
+    twin = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight": numbers(2, 16)}
+    save_file({**load_file(file), **twin}, file)
+    with pytest.raises(iitkit.IITKitError, match=r"q_proj has lora_A twice, also as"):
+        iitkit.convert(tmp_path, build("llama"))
 
 
 # --- control vectors ---
@@ -308,6 +348,41 @@ def test_files_that_are_no_control_vectors(tmp_path: Path) -> None:
     )
     with pytest.raises(iitkit.IITKitError, match=r"direction\.1 has 8 numbers"):
         iitkit.convert(file, model)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "match"),
+    [
+        ({"direction.1": [np.nan] * 16}, r"direction\.1 holds other things than finite numbers"),
+        ({"direction.1": [1.0] * 16, "direction.01": [2.0] * 16}, r"direction\.1 is there twice"),
+        ({"direction.0": [1.0] * 16}, r"no direction\.N with N ≥ 1"),
+        ({"direction.3": [1.0] * 16}, "layer 3 is out of range"),
+    ],
+)
+def test_directions_that_are_none(tensors: dict[str, list[float]], match: str, tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "v.gguf", "controlvector")
+    for name, values in tensors.items():
+        writer.add_tensor(name, np.array(values, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(iitkit.IITKitError, match=match):
+        iitkit.convert(tmp_path / "v.gguf", build("llama"))
+
+
+@pytest.mark.parametrize(
+    ("strength", "match"),
+    [
+        (float("nan"), "strength nan: expected a number"),
+        ("2", "strength '2': expected a number"),
+        (1e39, "more than fp32 holds"),
+    ],
+)
+def test_strengths_that_no_file_holds(strength: Any, match: str, tmp_path: Path) -> None:
+    with pytest.raises(iitkit.IITKitError, match=match):
+        to_gguf(tmp_path / "v.gguf", vectors(1), strength=strength)
+    assert list(tmp_path.iterdir()) == []
 
 
 def _network(width: int) -> nn.Module:

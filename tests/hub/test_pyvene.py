@@ -229,6 +229,13 @@ def test_a_trusted_pickle_builds_tensors_and_nothing_else(content: str, tmp_path
         ({"max_number_of_units": 2}, "edits 2 positions as one vector, and position 'last' is not as many"),
         ({"subspace_partition": [[0, 1], [1, 3]]}, r"subspace_partition .* says at each call"),
         ({"moe_key": 0}, "moe_key 0 says"),
+        ({"intervention_dimensions": ["5"]}, r"intervention_dimensions \['5'\]: expected whole numbers, one for each"),
+        (
+            {"intervention_dimensions": [8, 8]},
+            r"intervention_dimensions \[8, 8\]: expected whole numbers, one for each",
+        ),
+        ({"intervention_dimensions": [5]}, r"interchange_dim \[8\]: expected 5"),
+        ({"intervention_constant_sources": "yes"}, "intervention_constant_sources yes: expected true or false"),
     ],
 )
 def test_configs_that_are_not_understood(change: dict[str, Any], match: str, tmp_path: Path) -> None:
@@ -260,6 +267,22 @@ def test_tensors_that_do_not_fit(key: str, value: Tensor, match: str, tmp_path: 
     torch.save({**torch.load(file, weights_only=True), key: value}, file)
     with pytest.raises(iitkit.IITKitError, match=match):
         iitkit.convert(folder, network("gpt2"), trust=True)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+@pytest.mark.parametrize("name", ["gpt2_boundless", "gpt2_sigmoid"])
+def test_a_soft_mask_has_a_temperature(name: str, value: float, tmp_path: Path) -> None:
+    folder = shutil.copytree(HERE / name, tmp_path / "x")
+    (file,) = folder.glob("*.bin")
+    torch.save({**torch.load(file, weights_only=True), "temperature": torch.tensor(value)}, file)
+    with pytest.raises(iitkit.IITKitError, match=r"temperature -?[01]: expected a number above 0"):
+        iitkit.convert(folder, network("gpt2"), trust=True)
+
+
+@pytest.mark.parametrize("position", [1.5, [], [None], True])
+def test_positions_that_are_none(position: Any) -> None:
+    with pytest.raises(iitkit.IITKitError, match=r"position .*: expected the name of a span, 'last'"):
+        iitkit.convert(HERE / "gpt2_low_rank", network("gpt2"), trust=True, position=position)
 
 
 def test_another_base_is_refused() -> None:
