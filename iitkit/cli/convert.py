@@ -22,7 +22,7 @@ class Convert:
             safetensors (tensors named for their sites, e.g. block_output.16). Or an artifact, if ``to`` ends in .gguf.
         to: the artifact's folder, or a .gguf file.
         base: the network that it was made for; not needed for a .gguf file.
-        trust: read .bin files too, which are pickles, with weights_only=True.
+        trust: read .bin files too, which are pickles, with weights_only=True; --trust alone is enough.
         position: where pyvene's interventions and constant vectors are placed; last, or all for constants and whole
             heads, unless said.
         head: of pyvene's components that have heads, which ones.
@@ -52,7 +52,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     Raises:
         IITKitError: see :func:`iitkit.convert` and :func:`iitkit.to_gguf`.
     """
-    settings, _ = parsed(command, Convert, named(arguments, "source", "to"))
+    settings, _ = parsed(command, Convert, named(_said(arguments, "trust"), "source", "to"))
     target = Path(settings.to).expanduser()
     if target.suffix == ".gguf":
         unread = {"base": settings.base, "position": settings.position, "head": settings.head}
@@ -79,6 +79,16 @@ def run(command: str, arguments: Sequence[str]) -> None:
     for name, (site, edit) in alignment.items():
         print(f"{name}: {edit.title} at {site}, position {site.position}")
     print(f"artifact: {folder}", flush=True)
+
+
+def _said(arguments: Sequence[str], flag: str) -> list[str]:
+    """Return arguments with ``--flag`` as ``--flag=true`` behind them, unless true or false follows it."""
+    rest = list(arguments)
+    if f"--{flag}" in rest:
+        at = rest.index(f"--{flag}")
+        if rest[at + 1 : at + 2] not in (["true"], ["false"]):
+            rest = [*rest[:at], *rest[at + 1 :], f"--{flag}=true"]
+    return rest
 
 
 def named(arguments: Sequence[str], *names: str) -> list[str]:

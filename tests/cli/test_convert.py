@@ -66,6 +66,12 @@ def test_merged_models_are_written(shallow_gpt2: str, tmp_path: Path) -> None:
         (("VECTORS", "out.gguf", "--base", "BASE"), "base: a .gguf file needs none: leave it out"),
         (("VECTORS", "out.gguf", "--trust=true"), "trust: a .gguf file needs none"),
         (("VECTORS",), "to is missing"),
+        ((str(PYVENE / "gpt2_low_rank"), "out", "--base", "BASE", "--trust", "false"), "is a pickle"),
+        ((str(PYVENE / "gpt2_low_rank"), "out", "--base", "BASE", "--trust"), "width 32"),
+        (("--trust", str(PYVENE / "gpt2_low_rank"), "out", "--base", "BASE"), "width 32"),
+        ((str(PYVENE / "gpt2_low_rank"), "--trust", "out", "--base", "BASE"), "width 32"),
+        ((str(PYVENE / "gpt2_low_rank"), "out", "--trust", "true", "--base", "BASE"), "width 32"),
+        (("VECTORS", "out.gguf", "--trust"), "trust: a .gguf file needs none"),
     ],
 )
 def test_refused(
