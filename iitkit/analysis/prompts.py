@@ -65,13 +65,14 @@ class Encoded:
             raise IITKitError(f"{error}, in {short(self.text)}") from error
 
 
-def encode(tokenizer: Any, prompt: Prompt, prefix: str = "") -> Encoded:
+def encode(tokenizer: Any, prompt: Prompt, prefix: str = "", special_tokens: bool = True) -> Encoded:
     """Tokenise a prompt and find its spans.
 
     Args:
         tokenizer: a fast tokenizer, which adds what it adds by itself.
         prompt: the prompt.
         prefix: text before it, e.g. <|endoftext|>.
+        special_tokens: whether the tokenizer adds what it adds by itself; a chat template writes these tokens.
 
     Raises:
         IITKitError: a span that is not there, stands twice or shares a token with what stands beside it, a prompt
@@ -80,7 +81,7 @@ def encode(tokenizer: Any, prompt: Prompt, prefix: str = "") -> Encoded:
     if not getattr(tokenizer, "is_fast", False):
         raise IITKitError(f"{type(tokenizer).__name__} gives no character offsets: load the model's fast tokenizer")
     text = prefix + prompt.text
-    found = tokenizer(text, return_offsets_mapping=True)
+    found = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special_tokens)
     ids, offsets = list(found["input_ids"]), list(found["offset_mapping"])
     if not ids:
         raise IITKitError(f"prompt {short(text)} has no token")

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iitkit.analysis.prompts import Prompt, encode, pad_of
-from iitkit.analysis.vectors import SteeringVectors
+from iitkit.analysis.prompts import Prompt, pad_of
+from iitkit.analysis.vectors import SteeringVectors, encoded_prompts
 from iitkit.errors import IITKitError
+from iitkit.interventions.checks import number, whole
 from iitkit.models.generation import intervening
 
 
@@ -58,6 +59,7 @@ def steering_effects(
     tokens: int = 20,
     prefix: str = "",
     seed: int = 0,
+    special_tokens: bool = True,
     tell: Callable[[Effect], None] = lambda effect: None,
 ) -> list[Effect]:
     """Add each vector at all tokens, the generated ones too, and see what is written (greedily).
@@ -73,35 +75,40 @@ def steering_effects(
         tokens: how many are generated.
         prefix: text before every prompt.
         seed: of the random vectors.
+        special_tokens: as for :func:`iitkit.vector`.
         tell: called with each effect as it is found.
 
     Returns:
         The plain model's, then of each vector those at each strength, the random vectors' beside them.
 
     Raises:
-        IITKitError: no prompt or word, or a good and a bad word that begin with the same token.
+        IITKitError: no prompt, word or strength, or a good and a bad word that begin with the same token.
     """
-    if not prompts or not good or not bad:
-        missing = next(name for name, given in (("prompts", prompts), ("good", good), ("bad", bad)) if not given)
-        raise IITKitError(f"{missing}: expected one or more")
+    for key, given in (("prompts", prompts), ("good", good), ("bad", bad), ("strengths", strengths)):
+        if not given:
+            raise IITKitError(f"{key}: expected one or more")
+    whole("tokens", tokens, 1)
+    pushes = [number("strengths", strength) for strength in strengths]
     wanted, unwanted = _first_tokens(tokenizer, good), _first_tokens(tokenizer, bad)
     if shared := set(wanted) & set(unwanted):
         both = [word for word in (*good, *bad) if _first_tokens(tokenizer, [word])[0] in shared]
         raise IITKitError(f"good and bad: {', '.join(both[:4])} begin with the same token: leave some of them out")
-    rows = [encode(tokenizer, Prompt(text) if isinstance(text, str) else text, prefix).ids for text in prompts]
-    inputs = left_padded(rows, pad_of(tokenizer), next(model.parameters()).device)
+    encoded = encoded_prompts(model, tokenizer, prompts, prefix, special_tokens, tokens)
+    inputs = left_padded([text.ids for text in encoded], pad_of(tokenizer), next(model.parameters()).device)
     random, found = vectors.random(seed), []
     runs: list[tuple[str, str, float, SteeringVectors | None]] = [("none", "none", 0.0, None)]
     for name in vectors.sites:
-        for strength in strengths:
+        for strength in pushes:
             runs += [(name, "vector", strength, vectors), (name, "random", strength, random)]
-    for name, kind, strength, given in runs:
-        alignment = {} if given is None else given.only(name).alignment()
+    for name, kind, strength, which in runs:
+        alignment = {} if which is None else which.only(name).alignment()
         with intervening(model, alignment, strength=strength, where="all"), _greedy(model):
             out = model.generate(
                 **inputs,
                 max_new_tokens=tokens,
                 do_sample=False,
+                num_beams=1,  # whatever the model's own settings say
+                num_return_sequences=1,
                 pad_token_id=pad_of(tokenizer),
                 return_dict_in_generate=True,
                 output_logits=True,

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from iitkit.analysis.frames import checked_layers
-from iitkit.analysis.prompts import Encoded, Prompt, columns, encode, pad_of, padded
+from iitkit.analysis.prompts import Encoded, Prompt, columns, encode, pad_of, padded, short
 from iitkit.analysis.vector_methods import linear_probe, mean_difference, principal_difference
 from iitkit.errors import IITKitError, choices, did_you_mean
 from iitkit.interventions import Addition, Intervention
+from iitkit.interventions.checks import whole
 from iitkit.models.anatomy import locate
 from iitkit.models.interchange import collect
 from iitkit.models.sites import Site
@@ -90,6 +91,7 @@ def vector(
     prefix: str = "",
     penalty: float | None = None,
     batch_size: int = 16,
+    special_tokens: bool = True,
 ) -> SteeringVectors:
     """Make steering vectors from two lists of prompts; nothing is trained but the probe.
 
@@ -110,13 +112,15 @@ def vector(
         penalty: of the probe, weight of the squared norm, in units of the activations' pooled standard deviation; 0.01
             unless said.
         batch_size: prompts that are run together.
+        special_tokens: whether the tokenizer adds what it adds by itself (BOS); not to texts that a chat template
+            wrote, which writes these tokens too.
 
     Returns:
         A vector for each layer, named ``layer_16``.
 
     Raises:
-        IITKitError: too few prompts, a site or position that is not there, an unknown method, classes that do not
-            differ at a site.
+        IITKitError: too few prompts, one that is longer than the network's context, a site or position that is not
+            there, an unknown method, classes that do not differ at a site, activations that are not finite.
     """
     if method not in get_args(Method):
         raise IITKitError(
@@ -128,6 +132,8 @@ def vector(
     for name, prompts in (("positive", positive), ("negative", negative)):
         if isinstance(prompts, str | Prompt) or not prompts:
             raise IITKitError(f"{name}: expected a list of one prompt or more, given {prompts!r}")
+        _check_prompts(name, prompts)
+    whole("batch_size", batch_size, 1)
     if method == "pca" and len(positive) != len(negative):
         raise IITKitError(
             f"method 'pca' takes differences of pairs, given {len(positive)} positive and {len(negative)} negative "
@@ -137,10 +143,11 @@ def vector(
     sites = {f"layer_{layer}": Site(layer, component, "all", head=head) for layer in wanted}
     _check_sites(model, sites)
     prompts = [*positive, *negative]
-    encoded = [encode(tokenizer, Prompt(x) if isinstance(x, str) else x, prefix) for x in prompts]
+    encoded = encoded_prompts(model, tokenizer, prompts, prefix, special_tokens)
     activations = read(model, encoded, sites, position, pad_of(tokenizer), batch_size)
     vectors, norms, means = {}, {}, {}
     for name, found in activations.items():
+        _check_finite(name, found, encoded)
         pair = found[: len(positive)], found[len(positive) :]
         try:
             made = {
@@ -163,6 +170,28 @@ def vector(
         **({"penalty": penalty} if method == "probe" else {}),
     }
     return SteeringVectors(sites, vectors, about)
+
+
+def encoded_prompts(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str | Prompt],
+    prefix: str,
+    special_tokens: bool = True,
+    more: int = 0,
+) -> list[Encoded]:
+    """Tokenise prompts, behind which a number of tokens, of which the last is never run, must fit into the context.
+
+    Raises:
+        IITKitError: one that does not; see :func:`iitkit.analysis.prompts.encode`.
+    """
+    found = [encode(tokenizer, Prompt(x) if isinstance(x, str) else x, prefix, special_tokens) for x in prompts]
+    most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    long = next((text for text in found if isinstance(most, int) and len(text) + max(more - 1, 0) > most), None)
+    if long is not None:
+        behind = f" and {more} to be written" * bool(more)
+        raise IITKitError(f"{short(long.text)} has {len(long)} tokens{behind}, the network takes {most}: shorten it")
+    return found
 
 
 def read(
@@ -191,6 +220,24 @@ def read(
         for name, values in found.items():
             kept[name].append((values.double().cpu() * there[..., None]).sum(1) / there.sum(1, keepdim=True))
     return {name: torch.cat(parts) for name, parts in kept.items()}
+
+
+def _check_finite(name: str, found: Tensor, encoded: Sequence[Encoded]) -> None:
+    for text, fine in zip(encoded, found.isfinite().all(1).tolist(), strict=True):
+        if not fine:
+            raise IITKitError(
+                f"{name}: the activation of {short(text.text)} is not finite: load the network in another dtype, "
+                "float32 or bfloat16"
+            )
+
+
+def _check_prompts(name: str, prompts: Sequence[Any]) -> None:
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str | Prompt):
+            hint = ""
+            if isinstance(prompt, list | tuple):
+                hint = "; of a chat, what tokenizer.apply_chat_template makes, with special_tokens=False"
+            raise IITKitError(f"{name}[{i}]: {short(str(prompt))}: expected a text or an iitkit.Prompt{hint}")
 
 
 def _check_sites(model: nn.Module, sites: Mapping[str, Site]) -> None:

@@ -52,7 +52,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     Raises:
         IITKitError: see :func:`iitkit.convert` and :func:`iitkit.to_gguf`.
     """
-    settings, _ = parsed(command, Convert, named(_said(arguments, "trust"), "source", "to"))
+    settings, _ = parsed(command, Convert, named(flagged(arguments, "trust"), "source", "to"))
     target = Path(settings.to).expanduser()
     if target.suffix == ".gguf":
         unread = {"base": settings.base, "position": settings.position, "head": settings.head}
@@ -81,7 +81,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     print(f"artifact: {folder}", flush=True)
 
 
-def _said(arguments: Sequence[str], flag: str) -> list[str]:
+def flagged(arguments: Sequence[str], flag: str) -> list[str]:
     """Return arguments with ``--flag`` as ``--flag=true`` behind them, unless true or false follows it."""
     rest = list(arguments)
     if f"--{flag}" in rest:

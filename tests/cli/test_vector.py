@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from byhand import activation, relative
+from ourtokenizers import CHATML, adding
 from running import files, iitkit
+from tiny import tiny_model
 
 import iitkit as package
 from iitkit.cli.texts import texts_of
@@ -63,10 +66,96 @@ def test_without_prompts_nothing_is_tried(shallow_gpt2: str, tmp_path: Path, mon
         (("--layers=[9]",), "has layers 0 to 3"),
         (("--positive=nowhere.txt",), "positive: no file 'nowhere.txt': give a .txt, .jsonl, .json or .yaml file"),
         (("--penalty=0", "--method=probe"), "penalty 0.0: expected a number above 0"),
+        (("--keep=9",), "layers 9: GPT2LMHeadModel has layers 0 to 3"),
+        (("--negative=[3]",), "negative[0]: 3: expected text, in quotes '3'"),
+        (("--prompts=[The]", "--good=[happy]", "--bad=[late]", "--tokens=0"), "tokens 0: expected 1 or more"),
+        (("--prompts=[The]", "--good=[happy]", "--bad=[late]", "--strengths=[]"), "strengths: expected one or more"),
+        (("--chat",), "the tokenizer has no chat template: give one by template, a .jinja file, or take an"),
+        (("--system=x",), "system is of texts that chat makes a user's turn: set chat to true, or leave it out"),
+        (("--template=x.jinja",), "template is of chats: set chat to true, or give messages"),
     ],
 )
 def test_refused(options: tuple[str, ...], said: str, shallow_gpt2: str, tmp_path: Path) -> None:
     ran = iitkit("vector", "--base", shallow_gpt2, *SAID, *options, f"--default_root_dir={tmp_path / 'out'}")
+    assert ran.code == 2
+    assert said in ran.err
+    assert len(ran.err.strip().splitlines()) <= 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def chatting(tmp_path: Path) -> str:
+    """A folder with a tiny LLaMA whose tokenizer puts a token before each text and has a chat template."""
+    tokenizer = adding(before="<|endoftext|>")
+    tokenizer.chat_template = CHATML
+    tiny_model("llama").save_pretrained(tmp_path / "chatting")
+    tokenizer.save_pretrained(tmp_path / "chatting")
+    return str(tmp_path / "chatting")
+
+
+def chat(*turns: str) -> dict[str, list[dict[str, str]]]:
+    return {"messages": [{"role": role, "content": text} for role, _, text in (turn.partition(": ") for turn in turns)]}
+
+
+SAYS, MINES = "<|user|>\nWhen Mary\n<|assistant|>\nwas happy", "<|system|>\nThe park\n<|user|>\nJohn\n<|assistant|>\n"
+
+
+@pytest.mark.parametrize("flag", ["--chat", "--chat=true"])
+def test_chats_by_hand(chatting: str, flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chat ends where the assistant's words do, or where they would begin; the template writes the special tokens."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text(json.dumps(chat("user: When Mary", "assistant: was happy ")) + "\n")
+    negative = json.dumps([chat("system: The park", "user: John")["messages"]])
+    options = (f"--negative={negative}", "--layers=[1]", "--prompts=[Today]", flag, "--system=The park", "--tokens=2")
+    ran = iitkit("vector", "--base", chatting, "--positive=a.jsonl", *options, "--good=[happy]", "--bad=[late]")
+    assert ran.code == 0, ran.err
+    model, tokenizer = package.load_base(chatting)
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (SAYS, MINES)]
+    states = [activation(model, row, model.model.layers[1])[-1] for row in ids]  # type: ignore[union-attr]
+    found = package.load("runs/vector")
+    kept = found.interventions["layer_1"].state_dict()["edit.vector"]
+    assert relative(kept, states[0] - states[1]) <= 1e-5
+    assert found.config["made"]["chat"] is True
+    effects = [json.loads(line) for line in Path("runs/vector/effects.jsonl").read_text().splitlines()]
+    words = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0] for word in ("happy", "late")]
+    prompt = tokenizer(MINES.replace("John", "Today"), add_special_tokens=False)["input_ids"]
+    for effect, push in zip(effects[:2], (0.0, -1.0), strict=True):
+        hook = model.model.layers[1].register_forward_hook(lambda _, __, out, by=push: out + by * kept)  # type: ignore[union-attr]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt])).logits[0, -1]  # type: ignore[operator]
+        hook.remove()
+        assert effect["logits"] == [pytest.approx(float(logits[words[0]] - logits[words[1]]), abs=1e-4)]
+
+
+def test_texts_take_the_tokenizers_own_tokens_and_chats_do_not(chatting: str, tmp_path: Path) -> None:
+    root = (f"--default_root_dir={tmp_path / 'out'}", "--layers=[1]")
+    assert iitkit("vector", "--base", chatting, "--positive=[John]", "--negative=[Mary]", *root).code == 0
+    model, tokenizer = package.load_base(chatting)
+    ids = [[0, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in ("John", "Mary")]
+    states = [activation(model, row, model.model.layers[1])[-1] for row in ids]  # type: ignore[union-attr]
+    found = package.load(tmp_path / "out")
+    assert relative(found.interventions["layer_1"].state_dict()["edit.vector"], states[0] - states[1]) <= 1e-5
+    assert "chat" not in found.config["made"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--negative=[Mary]",), "positive[0] is a chat and negative[0] a text: set chat to true, which makes texts"),
+        (("--chat",), "chat is of texts; messages are chats as they are: leave it out"),
+        (("--system=x",), "system is of texts that chat makes a user's turn: write it in the messages"),
+        (("--template=nowhere.jinja",), "template: no chat template 'nowhere.jinja'. Expected a .jinja file"),
+        (('--negative=[{"messages": []}]',), "negative[0]: its chat has no turn"),
+        (('--negative=[{"messages": "x"}]',), "negative[0]: messages 'x': expected a list of turns {role, content}"),
+        (('--negative=[[{"role": "me", "content": "x"}]]',), "turn 0 of its chat is {'role': 'me', 'content': 'x'}"),
+        (('--negative=[[{"role": "user", "content": ""}]]',), "expected {role, content}, a role of system, user"),
+        (('--negative=[["x"]]',), "turn 0 of its chat is x"),
+    ],
+)
+def test_chats_that_are_none(options: tuple[str, ...], said: str, chatting: str, tmp_path: Path) -> None:
+    rows = json.dumps([chat("user: When Mary")])
+    given = ("--positive", rows, "--negative", rows, *options, f"--default_root_dir={tmp_path / 'out'}")
+    ran = iitkit("vector", "--base", chatting, *given)
     assert ran.code == 2
     assert said in ran.err
     assert len(ran.err.strip().splitlines()) <= 2
@@ -84,7 +173,7 @@ def test_refused(options: tuple[str, ...], said: str, shallow_gpt2: str, tmp_pat
 )
 def test_texts_of_files(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
-    assert texts_of("positive", str(tmp_path / name)) == ["one", " two"]
+    assert [entry for _, entry in texts_of("positive", str(tmp_path / name))] == ["one", " two"]
 
 
 def test_texts_of_our_own_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +181,7 @@ def test_texts_of_our_own_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(texts_of("prompts", "reviews/neutral.jsonl")) == 8
     (tmp_path / "reviews").mkdir()
     (tmp_path / "reviews" / "neutral.jsonl").write_text('"mine"\n')
-    assert texts_of("prompts", "reviews/neutral.jsonl") == ["mine"]
+    assert texts_of("prompts", "reviews/neutral.jsonl") == [("reviews/neutral.jsonl line 1", "mine")]
     with pytest.raises(package.IITKitError, match="no file"):
         texts_of("prompts", "../datasets/reviews/neutral.jsonl")
 
