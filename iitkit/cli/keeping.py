@@ -14,17 +14,22 @@ def settled(pl_module: pl.LightningModule) -> bool:
     return bool(getattr(pl_module, "settled", True))
 
 
+def stoppable(pl_module: pl.LightningModule) -> bool:
+    """Return whether no schedule is still under way."""
+    return bool(getattr(pl_module, "stoppable", True))
+
+
 class Patient(EarlyStopping):
     """Stops no run whose schedules are still under way."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at the metric, once the schedules have come to their end."""
-        if settled(pl_module):
+        if stoppable(pl_module):
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at the metric, once the schedules have come to their end."""
-        if settled(pl_module):
+        if stoppable(pl_module):
             super().on_validation_end(trainer, pl_module)
 
 

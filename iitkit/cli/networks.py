@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
+from iitkit.errors import IITKitError
 from iitkit.models.loading import base_identity
 from iitkit.models.scratch_saving import save_network
 from iitkit.modules import IIT
@@ -20,6 +21,21 @@ class NetworkWriter(Callback):
     def __init__(self) -> None:
         self.release = False
         """Whether the network under test is fit's result."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse to train the network of the run's own folder: the one would be written over the other.
+
+        Raises:
+            IITKitError: saying so.
+        """
+        if stage != "fit" or not isinstance(pl_module, IIT) or pl_module.training_of == "interventions":
+            return
+        folder = Path(trainer.default_root_dir) / "network"
+        if isinstance(pl_module.base, str) and Path(pl_module.base).expanduser().resolve() == folder.resolve():
+            raise IITKitError(
+                f"model.base: the run writes its network to {folder}, over its own base: set another "
+                "trainer.default_root_dir"
+            )
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write it; what is written of the run after this names it as its base."""

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from iitkit.models.gguf import quiet
 from iitkit.models.scratch_networks import PlainNetwork, save_plain
 
 
@@ -43,16 +44,31 @@ def save_network(
         if isinstance(made, PlainNetwork):
             save_plain(made, scratch, state)
         else:
-            made.save_pretrained(scratch, state_dict=state)
+            with quiet():
+                made.save_pretrained(scratch, state_dict=state)
             own = tokenizer if tokenizer is not None else symbol_tokenizer(symbols)
             if own is not None:
                 own.save_pretrained(scratch)
         scratch.chmod(0o777 & ~_umask())
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.replace(folder)
+        _take_the_place_of(folder, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def _take_the_place_of(folder: Path, scratch: Path) -> None:
+    """Give a finished folder its name; one that has it goes, and stays where that fails."""
+    if not folder.exists():
+        scratch.rename(folder)
+        return
+    old = scratch.with_name(scratch.name + "-old")
+    folder.rename(old)
+    try:
+        scratch.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def symbol_tokenizer(symbols: Sequence[Hashable]) -> PreTrainedTokenizerFast | None:

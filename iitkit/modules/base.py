@@ -147,6 +147,11 @@ class InterventionModule(pl.LightningModule):
         """Whether a checkpoint of now is of what is trained for: no schedule is still on its way."""
         return True
 
+    @property
+    def stoppable(self) -> bool:
+        """Whether training may have gone on long enough: no schedule is still on its way."""
+        return self.settled
+
     def train(self, mode: bool = True) -> InterventionModule:
         """Put the interventions in training mode; the base model's dropout stays off."""
         super().train(mode)
@@ -369,9 +374,9 @@ class InterventionModule(pl.LightningModule):
                 "the checkpoint is none of iitkit's, or of a newer version: give one that `iitkit fit` wrote"
             )
         base = ours["base"]
-        if any(base[key] != self.identity[key] for key in ("architecture", "width", "layers")) or (
-            base["id"] != self.identity["id"] and base["revision"] != self.identity["revision"]
-        ):
+        same = [base[key] == self.identity[key] for key in ("id", "revision")]
+        known = all(same) if isinstance(self.base, Network) else any(same)  # a recipe's revision is but its seed
+        if not known or any(base[key] != self.identity[key] for key in ("architecture", "width", "layers")):
             raise IITKitError(
                 f"the checkpoint is of base {_named(base)}, not of {_named(self.identity)}: give that base, or fit anew"
             )

@@ -9,34 +9,42 @@ from contextlib import ExitStack
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from iitkit.batch import Batch, Tokens, Values
+from iitkit.batch import Batch
 from iitkit.errors import IITKitError
-from iitkit.models.runs import PlainPrepared, PlainRunner, call, candidate_scores, label_logits
+from iitkit.models.runs import PlainPrepared, PlainRunner, candidate_scores, label_logits
 from iitkit.models.scratch import Network
 from iitkit.models.sites import Placement
-from iitkit.modules.base import InterventionModule, label_loss
+from iitkit.modules.base import InterventionModule
 from iitkit.modules.iit_checks import (
     check_apart,
     check_inputs,
+    check_lengths,
+    check_same,
     check_still,
     check_swaps,
+    check_terms,
     tell_moving_parts,
     tell_unplaced,
 )
-from iitkit.modules.iit_lora import Adapters, LowRankDelta, adapt, adapters_off, chosen
-from iitkit.modules.iit_measures import base_labels, combinations_of, count_rows, results, says, worst
+from iitkit.modules.iit_lora import Adapters, LowRankDelta, adapt, adapters_off, chosen, updates_held
+from iitkit.modules.iit_losses import divergence, row_loss, whole_logits
+from iitkit.modules.iit_measures import (
+    base_labels,
+    combinations_of,
+    count_rows,
+    results,
+    rows_of_sites,
+    says,
+    taken,
+    worst,
+)
 from iitkit.modules.iit_strict import Strict, StrictSite, all_aligned, mixed, strict_logits, strict_sites
 from iitkit.modules.schedules import Schedule, as_schedule
 
 TERMS = ("behaviour", "iit", "strict", "kl")
-
-SITES_A_BATCH = 8
-"""Strict sites that a batch of validation or test measures; the next batch takes the next ones."""
 
 
 class IIT(InterventionModule):
@@ -108,6 +116,7 @@ class IIT(InterventionModule):
             raise IITKitError(
                 f"model.{read} is of a base that trains: set model.train to base or both, or leave it out"
             )
+        check_terms(train, self.terms, alternating)
         if strict not in ("beside", "parts"):
             raise IITKitError(f"model.strict: {strict!r}: expected beside or parts")
         if strict != "beside" and "strict" not in self.terms:
@@ -193,6 +202,7 @@ class IIT(InterventionModule):
             return
         if isinstance(self.base, Network):
             check_inputs(self.base, task)
+            check_lengths(self.base, data)
         if "strict" in self.terms:
             placed = [placement.variable or name for name, placement in self.alignment.items()]
             tell_unplaced(list(task.model.mechanisms), task.model.output, placed)
@@ -204,6 +214,21 @@ class IIT(InterventionModule):
         if not 1 < steps < float("inf"):
             return 0.0
         return min(self.trainer.global_step / (steps - 1), 1.0)
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether every weight has come to its end; what is measured depends on none, so any checkpoint may be best."""
+        moving = [weight.until for weight in self.weights.values() if weight.start != weight.last]
+        return self.progress >= max(moving, default=0.0)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of something else.
+
+        Raises:
+            IITKitError: see :meth:`InterventionModule.on_load_checkpoint`; other updates or parameters that train.
+        """
+        super().on_load_checkpoint(checkpoint)
+        check_same(checkpoint["hyper_parameters"], self.plain())
 
     def on_train_start(self) -> None:
         """Check that the schedules have an end to go to."""
@@ -218,8 +243,7 @@ class IIT(InterventionModule):
         locations = list(self.locations.values())
         check_apart(self.alignment, locations, self.edits, batch)
         for site in self.strict_sites:
-            base: Tokens | Values = batch.base
-            if isinstance(base, Values) and all_aligned(site, self.edits, locations):
+            if all_aligned(site, self.edits, locations, batch):
                 raise IITKitError(
                     f"model.w_strict: nothing of {site.location.label} stands outside the alignment: give each "
                     "placement a part of it (Vanilla with features, or a rotation), or set w_strict to 0"
@@ -254,16 +278,16 @@ class IIT(InterventionModule):
         labels = base_labels(batch)
         if name == "iit":
             logits = label_logits(self.runner.prepare(batch), self.edits, batch.labels)
-            return label_loss(logits, batch.labels), logits
+            return row_loss(logits, batch.labels), logits
         if name == "behaviour":
             logits = label_logits(self._plain(batch), None, labels)
-            return label_loss(logits, labels), logits
+            return row_loss(logits, labels), logits
         if name == "strict":
             site = self.strict_sites[
                 int(mixed(torch.tensor([len(self.strict_sites)]), self._step())) % len(self.strict_sites)
             ]
             logits = self._strict(site, batch, labels, self._step())
-            return label_loss(logits, labels), logits
+            return row_loss(logits, labels), logits
         assert original is not None
         logits = whole_logits(self.base_model, batch)
         return divergence(original, logits, batch), logits
@@ -290,15 +314,16 @@ class IIT(InterventionModule):
         self._check(batch)
         weights = self.weights_now()
         original = self._as_before(batch) if "kl" in weights else None
-        # parameters of the interventions are in every graph, also of terms without an interchange
+        # parameters of the interventions are in every graph, also of terms without an interchange; where all weights
+        # are 0 in this step, all parameters are
         loss = torch.zeros((), device=self.device)
-        for parameter in self.interventions.parameters():
+        for parameter in (self.interventions if weights else self).parameters():
             if parameter.requires_grad:
                 loss = loss + 0.0 * parameter.sum()
         with ExitStack() as stack:
             for edit in self.own_edits:
                 stack.enter_context(edit.held())
-            stack.enter_context(parametrize.cached())
+            stack.enter_context(updates_held(self.base_model))
             for name, weight in weights.items():
                 value, logits = self.term(name, batch, original)
                 self.log(f"train/{name}", value.detach(), batch_size=len(batch))
@@ -322,10 +347,10 @@ class IIT(InterventionModule):
         logits = label_logits(prepared, self.edits, batch.labels)
         scores = candidate_scores(prepared, self.edits, batch.candidates, logits)
         self._count(self.val_iia, batch, logits, scores)
-        self.log("val/loss", label_loss(logits, batch.labels), batch_size=len(batch), sync_dist=True)
+        self.log("val/loss", row_loss(logits, batch.labels), batch_size=len(batch), sync_dist=True)
         plain = batch.winners(candidate_scores(prepared, None, batch.candidates))
         self._test_metric("val/task").update(plain, batch.base_label, batch.flipped)
-        self._tally("val", batch, batch_idx, scores)
+        self._tally("val", batch, logits, scores)
 
     def on_validation_epoch_end(self) -> None:
         """Log what was measured, and ``val/worst``: the least of what is trained for."""
@@ -340,38 +365,27 @@ class IIT(InterventionModule):
         """Measure also each combination of variables and the strict sites."""
         super().test_step(batch, batch_idx, dataloader_idx)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        scores = candidate_scores(self.runner.prepare(batch), self.edits, batch.candidates)
-        self._tally(data.tested[dataloader_idx], batch, batch_idx, scores)
+        prepared = self.runner.prepare(batch)
+        logits = label_logits(prepared, self.edits, batch.labels)
+        scores = candidate_scores(prepared, self.edits, batch.candidates, logits)
+        self._tally(data.tested[dataloader_idx], batch, logits, scores)
 
     def on_test_epoch_end(self) -> None:
         """Log ``split/variable/iia…`` and ``split/strict/site/accuracy`` beside the rest."""
         for key in [key for key in self.test_metrics if "/strict/" in key]:
-            self.log(f"{key}/accuracy", self.test_metrics.pop(key).compute()["iia"].float())
+            if (values := self.test_metrics.pop(key).compute())["n"] > 0:
+                self.log(f"{key}/accuracy", values["iia"].float())
         super().on_test_epoch_end()
 
-    def _tally(self, split: str, batch: Batch, batch_idx: int, scores: Tensor) -> None:
-        """Count a batch: each combination of variables, and some strict sites."""
+    def _tally(self, split: str, batch: Batch, logits: Tensor, scores: Tensor) -> None:
+        """Count a batch: each combination of variables, and some strict sites; the same in any number of processes."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         for name, placements in combinations_of(self.alignment, data.variables, data.together).items():
-            count_rows(self._test_metric(f"{split}/{name}"), batch, placements, scores)
-        several, labels = self.strict_sites, base_labels(batch)
-        for i in range(min(SITES_A_BATCH, len(several))):
-            site = several[(batch_idx * SITES_A_BATCH + i) % len(several)]
-            right = says(self._strict(site, batch, labels, batch_idx), batch, labels)
-            metric = self._test_metric(f"{split}/strict/{site.name}")
-            metric.update(right.long(), torch.ones_like(batch.label), batch.flipped)
-
-
-def whole_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """Return a network's logits on the base at every position, [B, S, vocabulary]; S is 1 where there is none."""
-    found = call(model, batch.base)
-    logits: Tensor = getattr(found, "logits", found)
-    return logits if logits.dim() == 3 else logits[:, None]
-
-
-def divergence(original: Tensor, logits: Tensor, batch: Batch) -> Tensor:
-    """Return KL(original ‖ now) in nats, the mean over the base's real tokens."""
-    before, now = original.float().log_softmax(-1), logits.float().log_softmax(-1)
-    each = F.kl_div(now, before, log_target=True, reduction="none").sum(-1)
-    base: Tokens | Values = batch.base
-    return each.mean() if isinstance(base, Values) else each[base.mask.bool()].mean()
+            count_rows(self._test_metric(f"{split}/{name}"), batch, placements, logits, scores)
+        for site, entries in zip(self.strict_sites, rows_of_sites(len(self.strict_sites), batch.rows), strict=True):
+            metric = self._test_metric(f"{split}/strict/{site.name}")  # there also where no row of this process is
+            if len(entries):
+                some = taken(batch, entries)
+                labels = base_labels(some)
+                right = says(self._strict(site, some, labels, 0), some, labels)
+                metric.update(right.long(), torch.ones_like(some.label), some.flipped)

@@ -25,6 +25,44 @@ log = logging.getLogger("iitkit")
 SWAPS = "Vanilla, LowRankSubspace, RotatedSubspace, …"
 
 
+def check_terms(train: str, terms: Sequence[str], alternating: bool) -> None:
+    """Refuse terms of the loss that nothing which trains is in.
+
+    Raises:
+        IITKitError: saying which weight to set.
+    """
+    interchanges = [name for name in terms if name in ("iit", "strict")]
+    if train != "base" and not interchanges:
+        raise IITKitError(
+            f"model.train: {train}: interventions train by interchanges: set w_iit or w_strict above 0, or train: base"
+        )
+    if train == "interventions" and "kl" in terms:
+        raise IITKitError("model.w_kl is of a base that trains: set model.train to base or both, or w_kl to 0")
+    if train == "interventions" and "behaviour" in terms and alternating:
+        raise IITKitError(
+            "model.alternating: in the behaviour's steps nothing would train, as the base stays as it is: set "
+            "w_behaviour to 0"
+        )
+
+
+def check_same(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Compare what trained of a base with what is to train.
+
+    Args:
+        given: a checkpoint's arguments.
+        own: this module's.
+
+    Raises:
+        IITKitError: naming the option that differs.
+    """
+    for key in ("train", "parameters", "lora"):
+        if given.get(key) != own.get(key):
+            raise IITKitError(
+                f"the checkpoint was trained with model.{key} {given.get(key)}, not {own.get(key)}: give that, or fit "
+                "anew"
+            )
+
+
 def check_swaps(alignment: Mapping[str, Placement], edits: Sequence[Intervention]) -> None:
     """Refuse interventions that take nothing from a source.
 
@@ -39,15 +77,33 @@ def check_swaps(alignment: Mapping[str, Placement], edits: Sequence[Intervention
             )
 
 
+def drops(module: nn.Module) -> bool:
+    """Return whether a module drops something in train mode: a dropout, or what does it by a function."""
+    if isinstance(module, _DropoutNd):
+        return module.p > 0
+    rates = (getattr(module, name, None) for name in ("dropout", "attention_dropout", "dropout_p"))
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
 def moving_parts(model: nn.Module) -> tuple[list[str], list[str]]:
     """Return a network's dropout layers that drop something, and its batch norms, by name."""
-    dropout = [name for name, m in model.named_modules() if isinstance(m, _DropoutNd) and m.p > 0]
+    dropout = [name for name, m in model.named_modules() if drops(m)]
     norms = [name for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     return dropout, norms
 
 
 def tell_moving_parts(model: nn.Module) -> None:
-    """Say what stays off, or as it is, while a base trains by interchanges."""
+    """Say what stays off, or as it is, while a base trains by interchanges.
+
+    Raises:
+        IITKitError: a batch norm that keeps no running statistics: it mixes rows in eval mode too.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and not module.track_running_stats:
+            raise IITKitError(
+                f"the base's {name} ({type(module).__name__}) keeps no running statistics, so that each row depends on "
+                "the others of its batch: set its track_running_stats to true and train these first"
+            )
     dropout, norms = moving_parts(model)
     if dropout:
         log.warning(
@@ -70,8 +126,7 @@ def check_still(model: nn.Module) -> None:
         IITKitError: dropout or batch norm in train mode.
     """
     for name, module in model.named_modules():
-        drops = isinstance(module, _DropoutNd) and module.p > 0
-        if module.training and (drops or (isinstance(module, _BatchNorm))):
+        if module.training and (drops(module) or isinstance(module, _BatchNorm)):
             raise IITKitError(
                 f"the base's {name} ({type(module).__name__}) is in train mode during an interchange, so that base and "
                 "source are not run by the same network: call base_model.eval(), or the module's own train()"
@@ -89,7 +144,12 @@ def check_apart(
     names = list(alignment)
     for q, second in enumerate(names):
         for p, first in enumerate(names[:q]):
-            if alignment[first].variable == alignment[second].variable or _disjoint(locations, edits, p, q):
+            same = alignment[first].variable == alignment[second].variable
+            if (
+                same
+                or not _one_place(alignment[first], alignment[second], locations[p], locations[q])
+                or _disjoint(locations, edits, p, q)
+            ):
                 continue
             here, there = batch.base_positions[:, p, :, None], batch.base_positions[:, q, None]
             both = batch.position_mask[:, p, :, None] & batch.position_mask[:, q, None]
@@ -103,11 +163,21 @@ def check_apart(
                 )
 
 
-def _disjoint(locations: Sequence[Location], edits: Sequence[Intervention], p: int, q: int) -> bool:
-    """Return whether two placements can share no entry of an activation, at whatever positions they are."""
-    one, other = locations[p], locations[q]
-    if (one.module, one.side, one.inside) != (other.module, other.side, other.inside):
+def _one_place(first: Placement, second: Placement, one: Location, other: Location) -> bool:
+    """Return whether two placements are at one activation; what leaves a layer is what enters the next."""
+    if (one.module, one.side, one.inside) == (other.module, other.side, other.inside):
         return True
+    between = [
+        placement.layer + (placement.component == "block_output")
+        for placement in (first, second)
+        if placement.module is None and placement.layer is not None and placement.component.startswith("block_")
+    ]
+    return len(between) == 2 and between[0] == between[1]
+
+
+def _disjoint(locations: Sequence[Location], edits: Sequence[Intervention], p: int, q: int) -> bool:
+    """Return whether two placements at one place can share no entry of the activation, at whatever positions."""
+    one, other = locations[p], locations[q]
     if edits[p] is edits[q] and edits[p].blocks is not None:
         return True
     indices: Any = (getattr(one.view, "index", None), getattr(other.view, "index", None))
@@ -140,6 +210,22 @@ def check_inputs(base: Network, task: Any) -> None:
         if features is None:
             return
     base.check(symbols, features, answers)
+
+
+def check_lengths(base: Network, data: Any) -> None:
+    """Compare the longest input of a network from scratch with the data's prompts.
+
+    Raises:
+        IITKitError: a prompt, with its answer, of more symbols than the network has positions for.
+    """
+    most = int(getattr(base, "positions", 0))
+    for split, pool in data.pools.items() if most else ():
+        rows = getattr(pool.prompts, "ids", None)
+        longest = 0 if rows is None else int(rows.lengths.max(initial=0))
+        if longest > most:
+            raise IITKitError(
+                f"base {type(base).__name__}.positions: {most}: a {split} prompt has {longest} tokens: set it to more"
+            )
 
 
 def tell_unplaced(mechanisms: Sequence[str], output: str, placed: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,18 +51,26 @@ class LowRankDelta(nn.Module):
         self.B = nn.Parameter(torch.zeros(rank, columns, dtype=torch.float32, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the updated weight, in its own dtype."""
-        return weight + (self.scale * (self.A @ self.B)).to(weight.dtype) if self.on else weight
+        """Return the updated weight, in its own dtype; in fp32 also under autocast, as it is saved."""
+        if not self.on:
+            return weight
+        with torch.autocast(weight.device.type, enabled=False):
+            return weight + (self.scale * (self.A @ self.B)).to(weight.dtype)
 
 
 def adapt(model: nn.Module, adapters: Adapters, generator: torch.Generator) -> list[LowRankDelta]:
     """Put low-rank updates on a network's linear maps.
 
+    A head that is tied to the embeddings gets an update of its own, and is tied no longer.
+
     Raises:
-        IITKitError: a rank that fits no map, or a pattern that no linear map has the name of.
+        IITKitError: a rank that fits no map, an α that is none, or a pattern that no linear map has the name of.
     """
-    if isinstance(adapters.rank, bool) or adapters.rank < 1:
-        raise IITKitError(f"model.lora.rank: {adapters.rank}: expected 1 or more")
+    if isinstance(adapters.rank, bool) or not isinstance(adapters.rank, int) or adapters.rank < 1:
+        raise IITKitError(f"model.lora.rank: {adapters.rank}: expected an integer, 1 or more")
+    alpha = 2 * adapters.rank if adapters.alpha is None else adapters.alpha
+    if not 0 < alpha < float("inf"):
+        raise IITKitError(f"model.lora.alpha: {alpha}: expected a number above 0")
     maps = _maps(model)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     named = [name for name, module in maps.items() if module is not head]
@@ -81,11 +90,17 @@ def adapt(model: nn.Module, adapters: Adapters, generator: torch.Generator) -> l
         weight = module.weight
         assert isinstance(weight, Tensor)
         if adapters.rank > min(weight.shape):
-            raise IITKitError(f"model.lora.rank: {adapters.rank}: {name} is {tuple(weight.shape)}: expected less")
-        alpha = 2 * adapters.rank if adapters.alpha is None else adapters.alpha
+            raise IITKitError(
+                f"model.lora.rank: {adapters.rank}: {name} is {tuple(weight.shape)}: expected at most "
+                f"{min(weight.shape)}, or modules without it"
+            )
         delta = LowRankDelta(weight, adapters.rank, alpha / adapters.rank, generator)
+        config: Any = getattr(model, "config", None)
+        if module is head and getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
         parametrize.register_parametrization(module, "weight", delta)
         made.append(delta)
+    model.eval()
     return made
 
 
@@ -112,6 +127,16 @@ def adapters_off(deltas: Sequence[LowRankDelta]) -> Iterator[None]:
             delta.on = True
 
 
+@contextmanager
+def updates_held(model: nn.Module) -> Iterator[None]:
+    """Compute every updated weight once, with its gradient: a run without gradients may be the first to ask for it."""
+    with parametrize.cached():
+        for module in model.modules():
+            if parametrize.is_parametrized(module, "weight"):
+                _ = module.weight
+        yield
+
+
 @torch.no_grad()
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
     """Return a network's tensors by the names that they had, every low-rank update added to its weight."""
@@ -127,17 +152,18 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def chosen(model: nn.Module, patterns: Sequence[str] | None) -> list[nn.Parameter]:
-    """Return a network's parameters that match a pattern; all of them for None.
+    """Return a network's parameters that match a pattern, each once, tied ones by any of their names; all for None.
 
     Raises:
         IITKitError: a pattern that matches none.
     """
-    named = dict(model.named_parameters())
+    named = dict(model.named_parameters(remove_duplicate=False))
     if patterns is None:
-        return list(named.values())
+        return list(model.parameters())
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in named):
             raise IITKitError(
                 f"model.parameters: {type(model).__name__} has no parameter {pattern!r}; it has {choices(named, 6)}"
             )
-    return [p for name, p in named.items() if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    found = [p for name, p in named.items() if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return list(dict.fromkeys(found))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from iitkit.batch import IGNORED, Batch
+from iitkit.batch import IGNORED, Batch, Tokens, Values
 from iitkit.metrics import IIA
 from iitkit.models.sites import Placement
 
 RATES = ("iia", "iia_flipped", "iia_kept")
+
+
+SITES_A_ROW = 8
+"""Strict sites that a row of validation or test measures; the next row takes the next ones."""
 
 
 def combinations_of(
@@ -24,20 +30,47 @@ def combinations_of(
     return {"+".join(names): [p for p, variable in enumerate(of) if variable in names] for names in chosen}
 
 
-def count_rows(metric: IIA, batch: Batch, placements: Sequence[int], scores: Tensor) -> None:
+def count_rows(metric: IIA, batch: Batch, placements: Sequence[int], logits: Tensor, scores: Tensor) -> None:
     """Count the rows of a batch that intervene on these placements and no others.
 
     Args:
         metric: counts.
         batch: the pairs.
         placements: numbers in the alignment's order.
-        scores: of the candidates under the interchange, [B, C].
+        logits: at the label's positions under the interchange, [B, T, vocabulary].
+        scores: of the candidates, [B, C].
     """
     wanted = torch.zeros_like(batch.active)
     wanted[:, list(placements)] = True
     rows = (batch.active == wanted).all(1)
     said = batch.winners(scores.masked_fill(batch.candidates[:, :, 0] == IGNORED, -torch.inf))
-    metric.update(said[rows], batch.label[rows], batch.flipped[rows])
+    top1 = ((logits.argmax(-1) == batch.labels) | (batch.labels == IGNORED)).all(1)
+    metric.update(said[rows], batch.label[rows], batch.flipped[rows], top1[rows])
+
+
+def rows_of_sites(sites: int, rows: Tensor) -> list[Tensor]:
+    """Return which entries of a batch measure each strict site: a row's are its own, in whatever batch it stands.
+
+    Args:
+        sites: how many there are.
+        rows: the batch's rows, [B].
+    """
+    several = min(SITES_A_ROW, sites)
+    own = (rows[:, None] * several + torch.arange(several, device=rows.device)) % max(sites, 1)
+    return [(own == site).any(1).nonzero()[:, 0] for site in range(sites)]
+
+
+def taken(batch: Batch, entries: Tensor) -> Batch:
+    """Return some entries of a batch."""
+
+    def of(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[entries]
+        if isinstance(value, Tokens | Values):
+            return replace(value, **{field.name: of(getattr(value, field.name)) for field in fields(value)})
+        return tuple(map(of, value)) if isinstance(value, tuple) else value
+
+    return replace(batch, **{field.name: of(getattr(batch, field.name)) for field in fields(batch)})
 
 
 def says(logits: Tensor, batch: Batch, labels: Tensor) -> Tensor:
@@ -65,7 +98,8 @@ def results(found: Mapping[str, Mapping[str, Tensor]], split: str) -> dict[str, 
         if name == "task":
             named[f"{split}/task_accuracy"] = float(values["iia"])
         elif name.startswith("strict/"):
-            named[f"{key}/accuracy"] = float(values["iia"])
+            if values["n"] > 0:  # fewer rows than it takes to measure all
+                named[f"{key}/accuracy"] = float(values["iia"])
         else:
             named |= {f"{key}/{rate}": float(values[rate]) for rate in RATES}
     return named

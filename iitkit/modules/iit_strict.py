@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,19 @@ from iitkit.batch import Batch, Runnable, Tokens, Values
 from iitkit.errors import IITKitError
 from iitkit.interventions import Intervention, Vanilla
 from iitkit.models.anatomy import Location, components, layers, locate
-from iitkit.models.runs import PlainRunner, label_logits
+from iitkit.models.runs import PlainPrepared, PlainRunner, label_logits
 from iitkit.models.sites import Placement, Site
 
 Strict = Literal["beside", "parts"]
 
 PARTS = ("head_attention_value_output", "mlp_output")
 """Components that a network's parts are: they add to the residual stream side by side."""
+
+ATTENTION, MLP = ("attention_", "head_"), "mlp_"
+"""How the names of components begin that are in heads, and in an MLP."""
+
+OF_ONE_HEAD = ("head_query_output", "head_attention_value_output", "attention_weight")
+"""Components whose head is one of the attention's own."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ def strict_sites(
             the attention heads and MLPs of all layers that no placement names.
 
     Raises:
-        IITKitError: ``parts`` beside an alignment that places variables in none.
+        IITKitError: ``parts`` beside a placement that is in none.
     """
     if how == "beside":
         found: dict[tuple[object, ...], Site] = {}
@@ -62,12 +68,12 @@ def strict_sites(
             found.setdefault(key, replace(placement.site, head=None, joint=False))
             members.setdefault(key, []).append(p)
         return [_beside(model, site, tuple(members[key])) for key, site in found.items()]
-    if not any(placement.component in (*PARTS, "mlp_hidden", "mlp_activation") for placement in alignment.values()):
-        raise IITKitError(
-            "model.strict: parts are heads and MLPs, and the alignment places no variable in one: choose beside, or "
-            f"place the variables at {' or '.join(PARTS)}"
-        )
-    taken = {id(location.module) for location in locations.values()}
+    for name, placement in alignment.items():
+        if placement.module is not None or not placement.component.startswith((*ATTENTION, MLP)):
+            raise IITKitError(
+                f"model.strict: parts are heads and MLPs, and alignment.{name} is in none of them (the parts below "
+                f"make what is there): choose beside, or place every variable at {' or '.join(PARTS)}"
+            )
     sites = []
     for layer in range(len(layers(model))):
         has = components(model, layer)
@@ -77,18 +83,19 @@ def strict_sites(
             whole = has[component]
             heads = range(whole.heads) if component.startswith("head_") else [None]
             for head in heads:
-                if not _used(alignment, layer, component, head) and not (head is None and id(whole.module) in taken):
+                if not _used(alignment, layer, component, head):
                     at = locate(model, Site(layer=layer, component=component, head=head))
                     sites.append(StrictSite(_key(at.label), at, (), every=True))
     return sites
 
 
 def _used(alignment: Mapping[str, Placement], layer: int, component: str, head: int | None) -> bool:
-    inner = {"mlp_hidden": "mlp_output", "mlp_activation": "mlp_output"}
+    """Whether a placement is in a part: in the MLP, or in a head; keys and values may be of several heads."""
     for placement in alignment.values():
+        if placement.layer != layer or placement.component.startswith(MLP) != (component == PARTS[1]):
+            continue
         named = placement.head if isinstance(placement.head, list) else [placement.head]
-        same = inner.get(placement.component, placement.component) == component
-        if placement.layer == layer and same and (head is None or None in named or head in named):
+        if placement.component not in OF_ONE_HEAD or None in named or head in named:
             return True
     return False
 
@@ -102,14 +109,23 @@ def _key(label: str) -> str:
     return label.replace(" ", "_").replace("/", "_")
 
 
-def all_aligned(site: StrictSite, edits: Sequence[Intervention], locations: Sequence[Location]) -> bool:
-    """Return whether at one position nothing of the site stands outside the alignment."""
+def all_aligned(
+    site: StrictSite, edits: Sequence[Intervention], locations: Sequence[Location], batch: Batch[Any]
+) -> bool:
+    """Return whether nothing of the site stands outside the alignment, whose parts are disjoint, in any row."""
+    if site.every:
+        return False
+    aligned, width = 0.0, site.location.width or 0
     for p in site.aligned:
-        size, width = edits[p].effective_size(), locations[p].width
-        whole = isinstance(edits[p], Vanilla) and size is None
-        if (whole or (size is not None and size == width)) and locations[p].heads == site.location.heads:
-            return True
-    return False
+        base = batch.base
+        if isinstance(base, Tokens) and bool((batch.position_mask[:, p].sum(1) < base.mask.sum(1)).any()):
+            continue
+        kept = edits[p].mask.weights(locations[p].variable) if edits[p].blocks is not None else None
+        size = edits[p].effective_size() if kept is None else float(kept.sum())
+        if size is None:
+            size = edits[p].space.size or width
+        aligned += size * locations[p].heads if size <= width else 0.0  # more of them are no orthogonal directions
+    return aligned >= width * site.location.heads > 0
 
 
 def mixed(numbers: Tensor, step: int) -> Tensor:
@@ -162,26 +178,35 @@ def strict_logits(
         edits: their interventions.
         labels: what the logits are wanted for, [B, T].
         step: number of the step, for the positions that are drawn.
-        gradients: whether they flow through the source's run.
+        gradients: whether they flow through the source's run; through the base's they do.
     """
     into, out_of, there = columns_at(batch, site, step)
     own = list(site.aligned)
-    n = max(into.shape[1], batch.base_positions.shape[2])
-
-    def stacked(first: Tensor, others: Tensor) -> Tensor:
-        parts = [first[:, None], *(others[:, p, None] for p in own)]
-        return torch.cat([torch.nn.functional.pad(part, (0, n - part.shape[2])) for part in parts], 1)
-
-    of = torch.tensor([0, *[1] * len(own)], device=batch.rows.device).expand(len(batch), -1)
-    swap = Runnable(
-        base=batch.base,
-        sources=(batch.sources[0], batch.base),
-        active=torch.ones_like(of, dtype=torch.bool),
-        source_of=of,
-        base_positions=stacked(into, batch.base_positions),
-        source_positions=stacked(out_of, batch.base_positions),
-        position_mask=stacked(there, batch.position_mask),
-        labels=labels,
+    at = [locations[p] for p in own]
+    swap = _one_source(batch, batch.sources[0], into[:, None], out_of[:, None], there[:, None])
+    columns, real = batch.base_positions[:, own], batch.position_mask[:, own]
+    keep = _one_source(batch, batch.base, columns, columns, real)
+    outside = PlainRunner(model, [site.location], gradients).prepare(swap)
+    kept = PlainRunner(model, at, gradients=True).prepare(keep)  # the base's own run, whatever the source's is
+    prepared = PlainPrepared(
+        PlainRunner(model, [site.location, *at]),
+        batch.base,
+        [*outside.selections, *kept.selections],
+        [*outside.features, *kept.features],
     )
-    runner = PlainRunner(model, [site.location, *(locations[p] for p in own)], gradients)
-    return label_logits(runner.prepare(swap), [Vanilla(), *(edits[p] for p in own)], labels)
+    return label_logits(prepared, [Vanilla(), *(edits[p] for p in own)], labels)
+
+
+def _one_source(batch: Batch, source: Tokens | Values, into: Tensor, out_of: Tensor, there: Tensor) -> Runnable[Any]:
+    """Every row's positions ``into`` [B, P, n] from one source's ``out_of``."""
+    active = torch.ones(into.shape[:2], dtype=torch.bool, device=into.device)
+    return Runnable(
+        base=batch.base,
+        sources=(source,),
+        active=active,
+        source_of=torch.zeros_like(active, dtype=torch.long),
+        base_positions=into,
+        source_positions=out_of,
+        position_mask=there,
+        labels=batch.labels,
+    )

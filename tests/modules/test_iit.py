@@ -5,125 +5,52 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
+from planting import (
+    MLP_SIZES,
+    OFF,
+    PARTS,
+    QUIET,
+    SIDES,
+    Gradients,
+    activation,
+    booleans,
+    by_hand,
+    changed,
+    equality,
+    first,
+    fitted,
+    made,
+    neurons,
+    one_step,
+    small_gpt2,
+    spied,
+    strictly,
+    swapped,
+    tensors,
+)
 from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor, nn
-from training import adam, pairs
+from training import pairs
 
-from iitkit.batch import Batch
-from iitkit.data import CounterfactualDataModule, Sizes
 from iitkit.errors import IITKitError
 from iitkit.models.scratch import GPT2, GRU, MLP, Network
 from iitkit.modules import IIT
 from iitkit.modules.iit import base_labels
 from iitkit.modules.iit_strict import columns_at, mixed
 from iitkit.modules.schedules import Schedule
-from iitkit.tasks import BooleanTree, HierarchicalEquality, Task
+from iitkit.tasks import BooleanTree, Task
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*logging interval.*"),
-    pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training.*"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
-]
-
-
-def neurons(layer: int, features: list[int], **more: Any) -> dict[str, Any]:
-    return {"layer": layer, "intervention": {"name": "Vanilla", "features": features}, **more}
-
-
-SIDES: dict[str, Any] = {"left_equal": neurons(1, [0, 1]), "right_equal": neurons(1, [2, 3, 4])}
-MLP_SIZES = [8, 6, 7, 2]
-PARTS: dict[str, Any] = {"ab": neurons(1, [0, 1, 2], position="last"), "cd": neurons(1, [3, 4], position="c")}
-
-
-def equality(**options: Any) -> CounterfactualDataModule:
-    task = HierarchicalEquality("vectors", entities=40, width=2)
-    return CounterfactualDataModule(
-        task, Sizes(train=48, validation=24, test=20), **{"batch_size": 16, "seed": 0, **options}
-    )
-
-
-def booleans(**options: Any) -> CounterfactualDataModule:
-    return CounterfactualDataModule(
-        BooleanTree(inputs="symbols"),
-        Sizes(train=48, validation=24, test=20),
-        **{"batch_size": 12, "seed": 0, **options},
-    )
-
-
-def made(alignment: dict[str, Any] | None = None, base: str | Network | None = None, **options: Any) -> IIT:
-    return IIT(base or MLP(MLP_SIZES, seed=3), alignment or SIDES, **{"optimizer": adam(0.01), **options})
-
-
-def small_gpt2(**options: Any) -> GPT2:
-    return GPT2(3, **{"width": 16, "layers": 3, "heads": 2, "positions": 8, "seed": 1, **options})
-
-
-def first(module: IIT, data: CounterfactualDataModule) -> Batch:
-    module.configure_model()
-    data.bind(module)
-    return next(iter(data.train_dataloader()))
-
-
-def fitted(module: IIT, data: CounterfactualDataModule, *callbacks: Callback, epochs: int = 1, **options: Any) -> IIT:
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        callbacks=list(callbacks),
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
-    trainer.fit(module, datamodule=data)
-    return module
+pytestmark = QUIET
 
 
 # --- by hand ---
-
-
-def by_hand(model: nn.Module, inputs: Tensor, swap: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """The MLP's own arithmetic; ``swap`` changes what leaves layer 1's activation."""
-    maps = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    hidden = torch.relu(inputs @ maps[0].weight.T + maps[0].bias)
-    hidden = torch.relu(hidden @ maps[1].weight.T + maps[1].bias)
-    if swap is not None:
-        hidden = swap(hidden)
-    return hidden @ maps[2].weight.T + maps[2].bias
-
-
-def layer_one(model: nn.Module, inputs: Tensor) -> Tensor:
-    kept: list[Tensor] = []
-    by_hand(model, inputs, lambda hidden: kept.append(hidden) or hidden)  # type: ignore[func-returns-value]
-    return kept[0]
-
-
-def swapped(model: nn.Module, batch: Batch, detach: bool = False) -> Tensor:
-    """The interchanged logits: each row's own neurons from the source."""
-    source = layer_one(model, batch.sources[0].inputs)  # type: ignore[attr-defined]
-    source = source.detach() if detach else source
-    mask = torch.zeros(len(batch), 7, dtype=torch.bool)
-    mask[batch.active[:, 0], 0:2] = True
-    mask[batch.active[:, 1], 2:5] = True
-    return by_hand(model, batch.base.inputs, lambda hidden: torch.where(mask, source, hidden))  # type: ignore[attr-defined]
-
-
-def strictly(model: nn.Module, batch: Batch) -> Tensor:
-    """The logits with the neurons that no variable has from the source."""
-    source = layer_one(model, batch.sources[0].inputs)  # type: ignore[attr-defined]
-    outside = torch.tensor([False] * 5 + [True] * 2)
-    return by_hand(model, batch.base.inputs, lambda hidden: torch.where(outside, source, hidden))  # type: ignore[attr-defined]
 
 
 def test_every_term_is_what_arithmetic_says() -> None:
@@ -141,32 +68,6 @@ def test_every_term_is_what_arithmetic_says() -> None:
         assert torch.allclose(found[:, 0], logits, atol=1e-6), name
         assert value.item() == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5), name
     assert torch.equal(base_labels(batch), own[:, None])
-
-
-class Gradients(Callback):
-    """Keeps the gradients, the loss and the logged terms of every step."""
-
-    def __init__(self) -> None:
-        self.steps: list[list[Tensor]] = []
-        self.losses: list[float] = []
-        self.logged: list[dict[str, float]] = []
-
-    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
-        assert not any(module.training for module in pl_module.base_model.modules())
-        self.steps.append([p.grad.clone() for p in pl_module.base_model.parameters() if p.grad is not None])
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
-        self.losses.append(float(outputs["loss"]))
-        self.logged.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")})
-
-
-def one_step(**options: Any) -> tuple[float, list[Tensor], dict[str, float]]:
-    watch = Gradients()
-    fitted(made(**options), equality(), watch, limit_train_batches=1, limit_val_batches=0)
-    return watch.losses[0], watch.steps[0], watch.logged[0]
-
-
-OFF = {"w_behaviour": 0.0, "w_iit": 0.0, "w_strict": 0.0, "w_kl": 0.0}
 
 
 @pytest.mark.parametrize("term", ["behaviour", "iit", "strict"])
@@ -241,15 +142,6 @@ def test_weights_follow_their_schedules() -> None:
 
 
 # --- what trains ---
-
-
-def tensors(module: IIT) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in module.base_model.state_dict().items()}
-
-
-def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    assert before.keys() == after.keys()
-    return {name for name in before if not torch.equal(before[name], after[name])}
 
 
 def test_interventions_alone_leave_the_base_bit_identical() -> None:
@@ -341,22 +233,6 @@ def test_dropout_and_batch_norm_stay_still(caplog: pytest.LogCaptureFixture) -> 
 
 
 # --- networks of sequences ---
-
-
-def spied(model: nn.Module, inputs: Any, at: nn.Module, put: Callable[[Tensor], Tensor]) -> Tensor:
-    """Logits of the last position with a hand-placed hook on a block's output."""
-    handle = at.register_forward_hook(lambda module, args, output: put(output))
-    try:
-        logits: Tensor = model(input_ids=inputs.ids, attention_mask=inputs.mask).logits[:, -1]
-    finally:
-        handle.remove()
-    return logits
-
-
-def activation(model: Any, tokens: Any, layer: int) -> Tensor:
-    kept: list[Tensor] = []
-    spied(model, tokens, model.transformer.h[layer], lambda out: kept.append(out) or out)  # type: ignore[func-returns-value]
-    return kept[0]
 
 
 def test_terms_of_a_gpt2_against_hand_placed_hooks() -> None:
@@ -466,7 +342,7 @@ def test_parts_that_no_placement_names() -> None:
     every = {f"layer_{i}_head_attention_value_output_head_{h}" for i in range(3) for h in range(2)}
     every |= {f"layer_{i}_mlp_output" for i in range(3)}
     assert found == every - {"layer_0_mlp_output", "layer_1_head_attention_value_output_head_0"}
-    with pytest.raises(IITKitError, match="the alignment places no variable in one: choose beside"):
+    with pytest.raises(IITKitError, match=r"alignment\.ab is in none of them .*: choose beside"):
         made(PARTS, small_gpt2(), w_strict=1.0, strict="parts").configure_model()
 
 
