@@ -23,11 +23,13 @@ class Limits:
         context: most tokens of prompt and completion that the network takes; None for any number.
         most: most tokens of a completion; None for any number.
         eos: whether the end of text is the last of them.
+        fed: whether only tokens that are fed back are edited: all of a completion but the last.
     """
 
     context: int | None
     most: int | None
     eos: bool
+    fed: bool = False
 
 
 def completion_tokens(
@@ -51,8 +53,8 @@ def completion_tokens(
         limits: how they end.
 
     Raises:
-        IITKitError: a completion that merges with its prompt, one without a token, a tokenizer without an end of text,
-            an example that is longer than the context.
+        IITKitError: a completion that merges with its prompt, one without a token, one that goes on behind its end of
+            text, a tokenizer without one, an example that is longer than the context, or that has no token to edit.
     """
     end = getattr(tokenizer, "eos_token_id", None)
     if limits.eos and end is None:
@@ -72,8 +74,13 @@ def completion_tokens(
                 + ("; or the tokenizer puts a token behind every text: set data.special_tokens to false" * special)
             )
         ids = joint[len(prompt) :]
-        if end in ids:  # what a chat's template writes behind it is never generated
-            ids = ids[: ids.index(end)]
+        if end in ids:  # the line that a chat's template writes behind it is never generated
+            ids, behind = ids[: ids.index(end)], tokenizer.decode(ids[ids.index(end) :], skip_special_tokens=True)
+            if behind.strip():
+                raise IITKitError(
+                    f"{example.at}: completion {text!r} goes on behind the end of text, where nothing is generated: "
+                    "end it there"
+                )
         if not ids:
             raise IITKitError(f"{example.at}: completion {text!r} has no token: leave the row out")
         ids = [*ids, end] if limits.eos else ids
@@ -82,6 +89,11 @@ def completion_tokens(
             raise IITKitError(
                 f"{example.at}: {length} tokens of prompt and {len(ids)} of completion, the network takes "
                 f"{limits.context}: set data.max_tokens (prompts) or data.max_completion, or leave the row out"
+            )
+        if limits.fed and len(ids) == 1:
+            raise IITKitError(
+                f"{example.at}: completion {text!r} is one token, which is not fed back, so model.where: generated "
+                "edits nothing: leave the row out, or set model.where to all"
             )
         found.append(ids)
     return Ragged.of(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -155,7 +156,7 @@ class CompletionDataModule(PromptDataModule):
         self.tokenizer, self.where = tokenizer, subject.where
         self.pad_id = int(getattr(tokenizer, "pad_token_id", None) or 0)
         self.names = list(subject.alignment)
-        limits = Limits(subject.context, self.max_completion, self.eos)
+        limits = Limits(subject.context, self.max_completion, self.eos, fed=self.where == "generated")
         positions = {name: placement.position for name, placement in subject.alignment.items()}
         self.told = {}
         for split, examples in self.examples.items():
@@ -287,6 +288,10 @@ class CompletionDataModule(PromptDataModule):
                 f"  {split}: {len(told)} examples; prompts of {prompts.min()} to {prompts.max()} tokens, completions "
                 f"of {ends.min()} to {ends.max()} ({int(ends.sum())} in all)"
             )
+        prompts_of = {split: {example.base.text for example in examples} for split, examples in self.examples.items()}
+        for one, other in combinations(prompts_of, 2):
+            if n := len(prompts_of[one] & prompts_of[other]):
+                lines.append(f"  warning: {one} and {other} share {n} prompts: neither is new to the other")
         told = self.told["train"]
         prompt, ids = told.pool.prompts[0], told.completions[0]
         lines.append(f"  first: {prompt.text!r} → {self.tokenizer.decode(ids)!r}")

@@ -15,6 +15,7 @@ from torch import Tensor
 from iitkit.batch import IGNORED, Completions
 from iitkit.errors import IITKitError, choices
 from iitkit.metrics import CompletionScores
+from iitkit.models.families import config_of
 from iitkit.models.placed import Where
 from iitkit.models.runs import Prepared, label_logits
 from iitkit.models.sites import Placement
@@ -97,7 +98,7 @@ class ReFT(InterventionModule):
     def context(self) -> int | None:
         """Most tokens that the network takes, None where it does not say."""
         self.configure_model()
-        found = getattr(getattr(self.base_model, "config", None), "max_position_embeddings", None)
+        found = getattr(config_of(self.base_model), "max_position_embeddings", None)
         return found if isinstance(found, int) else None
 
     @property
@@ -178,7 +179,8 @@ class ReFT(InterventionModule):
 
     def predict_step(self, batch: Completions, batch_idx: int) -> dict[str, Any]:  # type: ignore[override]
         """Return the row numbers of a batch, and what plain and edited network write, as tokens."""
-        most = batch.labels.shape[1]
+        # of the whole split, so that what is written does not hang on which prompts are asked together
+        most = int(self.trainer.datamodule.told["test"].completions.lengths.max())  # type: ignore[attr-defined]
         return {
             "rows": batch.rows,
             "plain": self.write(batch, most, edited=False),
@@ -196,7 +198,7 @@ class ReFT(InterventionModule):
         placed = {
             name: (self.alignment[name].site, self.intervention(name)) for name in (self.alignment if edited else ())
         }
-        return written(self.base_model, self.tokenizer, batch, placed, self.where, most)
+        return written(self.base_model, self.tokenizer, batch, placed, self.where, most, self.context)
 
     # --- checkpoints ---
 

@@ -24,6 +24,7 @@ def written(
     placed: Mapping[str, tuple[Site, Intervention]],
     where: Where,
     most: int,
+    context: int | None = None,
 ) -> list[list[int]]:
     """Return what greedy decoding writes behind each prompt, up to the end of text.
 
@@ -34,13 +35,17 @@ def written(
         placed: placement name → site and intervention, in the batch's order; none for the plain network.
         where: which tokens are edited.
         most: most tokens to write.
+        context: most tokens of prompt and answer that the network takes; None for any number.
     """
     found: list[list[int]] = [[] for _ in range(len(batch))]
     within = batch.position_mask & (batch.base_positions <= batch.base.last[:, None, None])  # the prompt's own
-    counts = within.sum(2)
-    # rows with equally many positions together: a site's columns are one tensor
-    for some in torch.unique(counts, dim=0) if placed else counts[:1]:
-        rows = (counts == some).all(1).nonzero()[:, 0] if placed else torch.arange(len(batch))
+    limit = torch.full_like(batch.rows, most)
+    if context is not None:
+        limit = limit.minimum(context - batch.base.mask.sum(1))
+    # rows with equally many positions together, for a site's columns are one tensor, that may write as much
+    kinds = torch.cat([limit[:, None], within.sum(2)[:, : len(placed)]], 1)
+    for kind in torch.unique(kinds, dim=0):
+        rows = (kinds == kind).all(1).nonzero()[:, 0]
         ids, mask, shift = _left(batch, rows.to(batch.rows.device))
         alignment = {}
         for p, (name, (site, edit)) in enumerate(placed.items()):
@@ -51,7 +56,7 @@ def written(
             whole = untyped.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                max_new_tokens=most,
+                max_new_tokens=int(kind[0]),
                 do_sample=False,
                 num_beams=1,
                 pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,

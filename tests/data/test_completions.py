@@ -160,6 +160,10 @@ def test_completions_are_cut_and_the_context_is_checked(tmp_path: Path) -> None:
             "expected two turns .* the last an assistant's",
         ),
         (
+            [row("The", " is<|endoftext|> late")],
+            r"line 1: completion .* goes on behind the end of text, .*: end it there",
+        ),
+        (
             [row("The", " is"), row("The dog", "house")],
             r"line 2: completion 'house' does not stand as tokens of its own behind its prompt: begin it with a space",
         ),
@@ -168,6 +172,30 @@ def test_completions_are_cut_and_the_context_is_checked(tmp_path: Path) -> None:
 def test_mistakes_in_a_file_are_named(tmp_path: Path, rows: Any, expected: str) -> None:
     with pytest.raises(IITKitError, match=expected):
         module(splits(tmp_path, rows))
+
+
+def test_an_end_of_text_in_the_data_is_the_end(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    folder = splits(tmp_path, [row("The boy", " is happy<|endoftext|>"), row("The", " is<|endoftext|>\n")])
+    for eos, end in ((True, [END]), (False, [])):
+        data = module(folder, eos=eos)
+        for i, said in enumerate((" is happy", " is")):
+            assert data.told["train"].completions[i] == [*tokenizer(said)["input_ids"], *end]
+
+
+def test_what_is_never_fed_back_cannot_be_edited(tmp_path: Path) -> None:
+    folder = splits(tmp_path, [row("The boy", " is late"), row("When Mary", " went")])
+    why = r"is one token, which is not fed back, so model\.where: generated edits nothing.* set model\.where to all"
+    for options, which in (
+        ({"eos": False}, "2: completion ' went'"),
+        ({"max_completion": 1}, "1: completion ' is late'"),
+    ):
+        with pytest.raises(IITKitError, match=f"line {which} {why}"):
+            module(folder, Subject(where="generated"), **options)
+        for where in ("prompt", "all"):
+            module(folder, Subject(where=where), **options)
+    batch = module(folder, Subject(where="generated")).batch("train", [1])  # its end is written behind it
+    assert batch.position_mask.sum() == 1
 
 
 def test_spans_are_positions(tmp_path: Path) -> None:
@@ -349,6 +377,15 @@ def test_tags_are_held_out() -> None:
     for part in (slice(None, 2), slice(-3, None)):
         seen, held = ({" ".join(text.split()[part]) for text in texts[split]} for split in ("train", "test"))
         assert not {each for each in held if each not in ("The young", "The boat")} & seen
+
+
+def test_prompts_that_two_splits_share_are_reported(tmp_path: Path) -> None:
+    folder = write(tmp_path, ROWS)
+    write(folder, [row("The girl", " is late"), row("The boy", " was sick")], "validation")
+    write(folder, [row("The cat", " is late")], "test")
+    (line,) = [line for line in module(folder).report().splitlines() if "warning" in line]
+    assert line.strip().startswith("warning: train and validation share 1 prompts")
+    assert "warning" not in module(folder, sizes=Sizes(validation=1)).report()
 
 
 def test_unknown_data_are_refused() -> None:

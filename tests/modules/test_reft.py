@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
 from byhand import logits_of, module_of, padded, relative
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from tiny import save_tiny
 from torch import Tensor
 from training import fitted
@@ -205,6 +206,38 @@ def test_writing_is_greedy_and_edited(base: str, tmp_path: Path) -> None:
             assert found[edited][row] == said
 
 
+def test_writing_stops_where_the_context_ends(base: str, tmp_path: Path) -> None:
+    """An example fits alone; it is asked to write as much as the longest answer that stands beside it."""
+    module = made(base)
+    assert module.context == 128
+    rows = [("The boy", " is late" * 20), ("The dog " * 50 + "The", " is"), ("When Mary", " is")]
+    vectors(module)
+    data = data_of(write(tmp_path / "data", rows))
+    data.bind(module)
+    batch = data.batch("train", [0, 1, 2])
+    most, n = batch.labels.shape[1], int(batch.base.mask[1].sum())
+    assert n + most > 128
+    for edited in (True, False):
+        found = module.write(batch, most, edited)
+        assert len(found[1]) <= 128 - n
+        for row, ids in enumerate(found):  # each as alone
+            alone = module.write(data.batch("train", [row]), min(most, 128 - n) if row == 1 else most, edited)
+            assert alone == [ids]
+
+
+def test_predictions_do_not_hang_on_which_prompts_are_asked_together(gpt2: str, tmp_path: Path) -> None:
+    module = made(gpt2)
+    found = []
+    for size in (1, 3):
+        data = data_of(write(tmp_path / "data"), eval_batch_size=size)
+        trainer = pl.Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")
+        batches = trainer.predict(module, datamodule=data)
+        assert batches is not None
+        found.append([ids for batch in batches for ids in batch["plain"]])  # type: ignore[call-overload]
+    assert found[0] == found[1]
+    assert len(found[0]) == len(ROWS)
+
+
 # --- a step ---
 
 
@@ -251,6 +284,35 @@ def test_a_step_is_the_mean_over_the_tokens_that_it_accumulates(gpt2: str, tmp_p
     # and not the mean of the batches' means
     lengths = [len(fresh.tokenizer(ROWS[row][1])["input_ids"]) + 1 for row in order[:6]]
     assert len({sum(lengths[i : i + 2]) for i in (0, 2, 4)}) > 1
+
+
+def test_a_schedule_of_accumulation_is_followed(gpt2: str, tmp_path: Path) -> None:
+    """By hand: epochs of 1, 2 and 4 batches of two to a step, 7 rows, each step the mean over its tokens."""
+    folder = write(tmp_path / "data")
+    steps = Steps()
+    schedule = GradientAccumulationScheduler({0: 1, 1: 2, 2: 4})
+    fitted(made(gpt2), data_of(folder, batch_size=2), steps, schedule, epochs=3)  # type: ignore[arg-type]
+    module, data = made(gpt2), data_of(folder)
+    data.bind(module)
+    block, vector = module_of(module.base_model, "gpt2", 1, "block_output"), torch.zeros(32, requires_grad=True)  # type: ignore[arg-type]
+    expected = []
+    for epoch, together in ((0, 1), (1, 2), (2, 4)):
+        order = data.order("train", epoch).tolist()
+        for start in range(0, len(ROWS), 2 * together):
+            total, tokens = torch.zeros(()), 0
+            for row in order[start : start + 2 * together]:
+                prompt, said = (module.tokenizer(text)["input_ids"] for text in ROWS[row])
+                said = [*said, module.tokenizer.eos_token_id]
+                placed = [(block, [len(prompt) - 1], lambda h, v=vector: h + v)]  # type: ignore[misc]
+                logits = logits_of(module.base_model, [*prompt, *said[:-1]], placed)[len(prompt) - 1 :]
+                total = total + F.cross_entropy(logits, torch.tensor(said), reduction="sum")
+                tokens += len(said)
+            (gradient,) = torch.autograd.grad(total / tokens, vector)
+            vector = (vector - gradient).detach().requires_grad_()
+            expected.append(vector.detach())
+    assert len(steps.values) == len(expected) == 4 + 2 + 1
+    for ours, theirs in zip(steps.values, expected, strict=True):
+        assert relative(ours, theirs) <= 1e-4
 
 
 def test_a_limited_epoch_ends_its_last_step_early(gpt2: str, tmp_path: Path) -> None:
