@@ -352,13 +352,13 @@ def test_shares_make_a_step_the_mean_over_its_tokens(tmp_path: Path) -> None:
 # --- iitkit's own ---
 
 
-def test_own_data_are_hub_datasets() -> None:
+def test_own_data_are_hub_datasets(tmp_path: Path) -> None:
     folders = own_folders()
     assert "tags" in folders
     for name, folder in folders.items():
         data = CompletionDataModule(Dataset(name))
         for split in ("train", "validation", "test"):
-            theirs = load_dataset(str(folder), split=split)
+            theirs = load_dataset(str(folder), split=split, cache_dir=str(tmp_path))  # not what it once was
             assert [(r["prompt"], r["completion"]) for r in theirs] == [
                 (example.prompt, example.completion) for example in data.examples[split]
             ]
