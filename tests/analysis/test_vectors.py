@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from byhand import activation, relative
 from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
@@ -357,9 +358,14 @@ def reviews(name: str) -> list[str]:
 
 def test_reviews_are_pairs() -> None:
     positive, negative, neutral = (reviews(name) for name in ("positive", "negative", "neutral"))
-    assert (len(positive), len(negative), len(neutral)) == (10, 10, 8)
-    assert len({*positive, *negative, *neutral}) == 28
-    for one, other in zip(positive, negative, strict=True):  # about the same thing, in sentences of the same build
-        shared = set(one.lower().split()) & set(other.lower().split())
-        assert len(shared) >= 0.3 * len(set(one.split()))
-        assert math.isclose(len(one.split()), len(other.split()), abs_tol=2)
+    assert (len(positive), len(negative), len(neutral)) == (10, 10, 24)
+    assert len({*positive, *negative, *neutral, *reviews("development")}) == 44 + 53
+    for one, other in zip(positive, negative, strict=True):  # the same but for the last word
+        assert one.split()[:-1] == other.split()[:-1]
+        assert one.split()[-1] != other.split()[-1]
+    words = [set(text.lower().rstrip(".").split()) for text in (*positive, *negative)]
+    config = yaml.safe_load((REVIEWS.parents[1] / "configs" / "vector_smollm2.yaml").read_text())
+    judging = {*config["good"], *config["bad"]}
+    assert all(len(of_one & judging) == 1 for of_one in words)
+    for opening in neutral:  # nothing in them judges
+        assert not set(re.findall(r"\w+", opening.lower())) & judging

@@ -178,7 +178,7 @@ def test_texts_of_files(name: str, text: str, tmp_path: Path) -> None:
 
 def test_texts_of_our_own_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert len(texts_of("prompts", "reviews/neutral.jsonl")) == 8
+    assert len(texts_of("prompts", "reviews/neutral.jsonl")) == 24
     (tmp_path / "reviews").mkdir()
     (tmp_path / "reviews" / "neutral.jsonl").write_text('"mine"\n')
     assert texts_of("prompts", "reviews/neutral.jsonl") == [("reviews/neutral.jsonl line 1", "mine")]
