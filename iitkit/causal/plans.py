@@ -62,10 +62,10 @@ class Together:
         chosen = self.chosen[rows]
         for combination in np.unique(chosen, axis=0):
             these = (chosen == combination).all(1).nonzero()[0]
-            inputs = {name: pool[name][bases[these]] for name in model.exogenous}
+            known = {name: codes[bases[these]] for name, codes in pool.items()}
             names = [self.variables[v] for v in combination]
             do = {name: pool[name][sources[these, 0 if self.one_source else k]] for k, name in enumerate(names)}
-            for name, codes in model.run(inputs, do=do).items():
+            for name, codes in model.held(known, do).items():
                 result[name][these] = codes
         return result
 
@@ -101,8 +101,8 @@ class Chain:
         setting = {name: codes[sources[:, 0]] for name, codes in pool.items()}
         for k, names in enumerate(self.stages):
             into = bases if k + 1 == len(self.stages) else sources[:, k + 1]
-            inputs = {name: pool[name][into] for name in model.exogenous}
-            setting = model.run(inputs, do={name: setting[name] for name in names})
+            known = {name: codes[into] for name, codes in pool.items()}
+            setting = model.held(known, {name: setting[name] for name in names})
         return setting
 
     def key(self, pool: Setting, row: int, k: int) -> Codes:

@@ -157,8 +157,8 @@ def changes_by_value(
     step = max(1, CELLS // len(values))
     for start in range(0, len(bases), step):
         some = bases[start : start + step]
-        inputs = {x: np.repeat(pool[x][some], len(values)) for x in model.exogenous}
-        labels = model.run(inputs, do={name: np.tile(values, len(some))})[model.output].reshape(len(some), -1)
+        known = {x: np.repeat(codes[some], len(values)) for x, codes in pool.items()}
+        labels = model.held(known, {name: np.tile(values, len(some))})[model.output].reshape(len(some), -1)
         found[start : start + step] = labels != pool[model.output][some, None]
     return found[of.reshape(-1)]
 
@@ -323,8 +323,8 @@ def _of_model(model: CausalModel, pool: Setting, other: CausalModel, variable: s
     setting = pool if other is model else other.run(translated(model, other, inputs))
 
     def rival(bases: Codes, sources: Codes) -> Codes:
-        own = {name: setting[name][bases] for name in other.exogenous}
-        after = other.run(own, do={variable: setting[variable][sources[:, 0]]})[other.output]
+        known = {name: codes[bases] for name, codes in setting.items()}
+        after = other.held(known, {variable: setting[variable][sources[:, 0]]})[other.output]
         if other is model:
             return after
         domain = model.domains[model.output]

@@ -82,8 +82,12 @@ class Domain:
 
     def find(self, value: Hashable) -> int | None:
         """Return the code of a value, or None. ``True`` and ``1`` are different values."""
+        return self._find(plain(value))
+
+    def _find(self, value: Hashable) -> int | None:
+        """:meth:`find`, of a plain value."""
         try:
-            return self.codes.get(key_of(plain(value)))
+            return self.codes.get(key_of(value))
         except TypeError as error:
             raise IITKitError(
                 f"variable {self.name!r}: value {value!r} is not hashable, so it cannot be one"
@@ -96,7 +100,7 @@ class Domain:
             IITKitError: None, a value outside a declared domain, a label that is no string.
         """
         value = plain(value)
-        code = self.find(value)
+        code = self._find(value)
         if code is None:
             if value is None:
                 raise IITKitError(f"variable {self.name!r} has the value None: every variable needs a value")

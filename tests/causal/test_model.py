@@ -121,6 +121,11 @@ def test_random_models_equal_a_naive_interpreter(seed: int, most: int, monkeypat
         for name in naive.names:
             expected = [naive.value(name, base, do) for base, do in zip(bases, held, strict=True)]
             assert typed(model.values(after, name)) == typed(expected), (name, chosen)
+        taken = {name: model.run(columns(rows))[name] for name, rows in sources.items()}
+        again = model.held(model.run(columns(bases)), taken)
+        assert again.keys() == after.keys()
+        for name, codes in after.items():
+            np.testing.assert_array_equal(again[name], codes, err_msg=f"{name} {chosen}")
 
         # do: values that a variable takes, whatever its causes say
         reached = {name: [naive.value(name, row, {}) for row in everything] for name in chosen}
@@ -204,6 +209,37 @@ def test_run_by_hand() -> None:
     setting = model.run({"left": [1, 3], "middle": [2, 3], "right": [3, 1]})
     assert model.values(setting, "total") == [3, 6]
     assert model.values(setting, "answer") == [" 6", " 7"]
+
+
+def test_what_does_not_depend_on_a_held_variable_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variables_module, "TABULATED", 0)
+    monkeypatch.setattr(variables_module, "DENSE", 0)
+    calls: list[str] = []
+    model = CausalModel(prompt="{a} {b}", output="total", surface={n: str(n) for n in range(21)})
+    model.variables(a=range(5), b=range(5))
+
+    @model.mechanism
+    def double(a: int) -> int:
+        calls.append("double")
+        return 2 * a
+
+    @model.mechanism
+    def triple(b: int) -> int:
+        calls.append("triple")
+        return 3 * b
+
+    @model.mechanism
+    def total(double: int, triple: int) -> int:
+        calls.append("total")
+        return double + triple
+
+    known = model.run({"a": [1, 2], "b": [3, 4]})
+    taken = {"double": model.run({"a": [0, 3], "b": [0, 0]})["double"]}
+    calls.clear()
+    found = model.held(known, taken)
+    assert model.values(found, "total") == [0 + 9, 6 + 12]
+    assert model.values(found, "triple") == [9, 12]
+    assert calls == ["total", "total"]
 
 
 def test_do_on_exogenous_and_endogenous() -> None:
