@@ -88,6 +88,43 @@ def test_a_vector_learns_from_its_own_pairs_alone(shallow_gpt2: str) -> None:
     assert relative(*(next(trained.intervention(name).parameters()).detach() for name in BOTH)) > 0.1
 
 
+@pytest.mark.parametrize("replay", ["auto", "off"])
+def test_a_lora_for_each_value_learns_from_its_own_pairs_alone(shallow_gpt2: str, replay: Any) -> None:
+    """By hand: α/r · (x A) B with α = 8, r = 2 at an MLP's output, a step from B = 0, in which A stays."""
+    lora = {"intervention": {"name": "LoRA", "rank": 2}, "component": "mlp_output"}
+    alignment = {name: {**placed, **lora} for name, placed in BOTH.items()}
+    data = pairs(batch_size=48)
+    module = bound(made(shallow_gpt2, alignment), data)
+    batch = batch_of(data)
+    base: Any = module.base_model
+    inner = base.transformer.h[1].mlp
+    a = {name: module.intervention(name).edit.A.detach().clone() for name in BOTH}  # type: ignore[attr-defined]
+    b = {name: torch.zeros(2, 32, requires_grad=True) for name in BOTH}
+    loss = torch.zeros(())
+    for row, gender in enumerate(genders(data)):
+        which = "he" if gender == "male" else "she"
+        ids = batch.base.ids[row][batch.base.mask[row].bool()].tolist()
+        at = int(batch.base_positions[row, 0, 0] - batch.base.mask[row].argmax())
+
+        def hook(_: Any, inputs: Any, output: Any, at: int = at, which: str = which) -> Any:
+            moved = torch.zeros_like(output)
+            moved[0, at] = 4 * (inputs[0][0, at] @ a[which]) @ b[which]
+            return output + moved
+
+        handle = inner.register_forward_hook(hook)
+        loss = loss + F.cross_entropy(logits_of(base, ids)[-1], batch.labels[row, 0]) / len(batch)
+        handle.remove()
+    loss.backward()
+    fitted(trained := made(shallow_gpt2, alignment, replay=replay), pairs(batch_size=48))
+    for name in BOTH:
+        edit: Any = trained.intervention(name).edit
+        gradient = b[name].grad
+        assert gradient is not None
+        assert relative(edit.B.detach(), -gradient) <= 1e-4
+        assert gradient.abs().max() > 1e-3
+        assert torch.equal(edit.A.detach(), a[name])
+
+
 def test_other_pairs_are_left_as_they_are(shallow_gpt2: str) -> None:
     data = pairs(batch_size=48)
     module = bound(made(shallow_gpt2), data)
