@@ -14,6 +14,29 @@ from iitkit.models.scratch_saving import save_network
 from iitkit.modules import IIT
 from iitkit.modules.iit_lora import merged_state
 
+FOLDER = "network"
+"""Of a run's folder, the one of the network that it trained."""
+
+
+def check_not_its_own(root: str, module: pl.LightningModule) -> None:
+    """Refuse to train the network of the run's own folder: the one would be written over the other.
+
+    Args:
+        root: the run's folder.
+        module: what is to be trained.
+
+    Raises:
+        IITKitError: saying so.
+    """
+    if not isinstance(module, IIT) or module.training_of == "interventions" or not isinstance(module.base, str):
+        return
+    folder = Path(root) / FOLDER
+    if Path(module.base).expanduser().resolve() == folder.resolve():
+        raise IITKitError(
+            f"model.base: the run writes its network to {folder}, over its own base: set another "
+            "trainer.default_root_dir"
+        )
+
 
 class NetworkWriter(Callback):
     """Writes ``network`` into the run's folder after ``fit``: the base that was trained, as of the best checkpoint."""
@@ -21,21 +44,6 @@ class NetworkWriter(Callback):
     def __init__(self) -> None:
         self.release = False
         """Whether the network under test is fit's result."""
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse to train the network of the run's own folder: the one would be written over the other.
-
-        Raises:
-            IITKitError: saying so.
-        """
-        if stage != "fit" or not isinstance(pl_module, IIT) or pl_module.training_of == "interventions":
-            return
-        folder = Path(trainer.default_root_dir) / "network"
-        if isinstance(pl_module.base, str) and Path(pl_module.base).expanduser().resolve() == folder.resolve():
-            raise IITKitError(
-                f"model.base: the run writes its network to {folder}, over its own base: set another "
-                "trainer.default_root_dir"
-            )
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write it; what is written of the run after this names it as its base."""
@@ -46,7 +54,7 @@ class NetworkWriter(Callback):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         encoding = None if data.task is None else data.task.model.encoding
-        folder = Path(trainer.default_root_dir) / "network"
+        folder = Path(trainer.default_root_dir) / FOLDER
         symbols = getattr(encoding, "vocabulary", ())
         save_network(pl_module.base_model, folder, data.tokenizer, symbols, merged_state(pl_module.base_model))
         pl_module.identity = base_identity(str(folder), pl_module.base_model)

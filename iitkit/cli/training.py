@@ -29,7 +29,7 @@ from iitkit.cli.callbacks import DataReport, Interrupted, PredictionWriter, Repo
 from iitkit.cli.completions import CompletionReport, CompletionWriter
 from iitkit.cli.files import config_names
 from iitkit.cli.keeping import Kept, Patient
-from iitkit.cli.networks import NetworkWriter
+from iitkit.cli.networks import NetworkWriter, check_not_its_own
 from iitkit.cli.parser import Parser, buried
 from iitkit.data import CompletionDataModule, CounterfactualDataModule
 from iitkit.data.base import PromptDataModule
@@ -106,6 +106,8 @@ class Training(LightningCLI):
                 raise IITKitError(f"{module.__name__} is trained on {what}: choose data {data.__name__}")
         config = self.config_init[self.command]["trainer"]
         root = config.get("default_root_dir") or "runs/iitkit"
+        if self.command == "fit":
+            check_not_its_own(root, self.model)
         given = config.get("callbacks")
         callbacks = [] if given is None else given if isinstance(given, list) else [given]
         fast = bool(config.get("fast_dev_run"))

@@ -55,6 +55,41 @@ data:
     eval_batch_size: 8
 trainer: {max_epochs: 2, default_root_dir: ROOT, num_sanity_val_steps: 0}
 """
+ADAPTED = """\
+seed_everything: 0
+model:
+  class_path: IIT
+  init_args:
+    base: {class_path: GPT2, init_args: {vocabulary: 3, width: 16, layers: 4, heads: 2, positions: 8}}
+    alignment:
+      ab: {layer: 1, component: mlp_output, position: all, intervention: {class_path: Vanilla}}
+      cd: {layer: 2, component: mlp_output, position: [c, d], intervention: {class_path: Vanilla}}
+    optimizer: {class_path: Adam, init_args: {lr: 0.01}}
+    lr_scheduler: {class_path: CosineAnnealingLR, init_args: {T_max: 9}}
+    lora: {rank: 2}
+    w_behaviour: {start: 1, end: 0}
+    w_iit: {start: 0, end: 1, until: 0.6}
+    w_strict: 0.5
+    w_kl: 0.1
+    strict: parts
+    alternating: true
+    detach_source: true
+data:
+  class_path: CounterfactualDataModule
+  init_args:
+    task: {class_path: BooleanTree, init_args: {inputs: symbols}}
+    sizes: {train: 48, validation: 17, test: 17}
+    together: 2
+    batch_size: 8
+    eval_batch_size: 8
+trainer:
+  max_epochs: 3
+  default_root_dir: ROOT
+  num_sanity_val_steps: 0
+  accumulate_grad_batches: 2
+  gradient_clip_val: 0.5
+"""
+"""All that a step may depend on: schedules, turns, drawn sites, steps of two batches, updates that are drawn."""
 
 
 def write(folder: Path, text: str) -> Path:
@@ -142,6 +177,43 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_a_resumed_run_of_schedules_and_turns_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Stopped between the two batches of a step, too."""
+    config = write(tmp_path, ADAPTED)
+    whole, part = tmp_path / "run", tmp_path / "part"
+    ran = iitkit("fit", "--config", config)
+    assert ran.code == 0, ran.err
+    root, stop = f"--trainer.default_root_dir={part}", "--trainer.callbacks"
+    ran = iitkit(
+        *("fit", "--config", config, root, "--allow", "stopping", f"{stop}+=stopping.StopAt"),
+        *(f"{stop}.init_args.moment=batch", f"{stop}.init_args.count=9", f"{stop}.init_args.how=SIGTERM"),
+    )
+    assert ran.code == 143, ran.err
+    assert not (part / "network").exists()
+    again = iitkit("fit", "--config", config, root, "--ckpt_path", "last")
+    assert again.code == 0, again.err
+    for name in ("best.ckpt", "last.ckpt"):
+        assert same_weights(part / "checkpoints" / name, whole / "checkpoints" / name), name
+    assert (part / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
+    name = "network/model.safetensors"
+    assert (part / name).read_bytes() == (whole / name).read_bytes()
+    first, last = (weights(whole / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
+    assert first.keys() == last.keys()
+    assert load(whole).check(load_network(str(whole / "network")), match="exact") == "exact"
+    found = metrics(whole)
+    assert found["test/ab+cd/top1"] == found["test/top1"]
+    assert sum("test/strict" in key for key in found) == 10  # 4 × (2 heads + MLP) less 2
+
+
+def test_the_networks_own_run_is_not_written_over_it(whole: Path, config: Path) -> None:
+    before = {name: (whole / name).read_bytes() for name in files(whole)}
+    ran = iitkit("fit", "--config", config, f"--model.base={whole / 'network'}", f"--trainer.default_root_dir={whole}")
+    assert "the run writes its network to" in said(ran)
+    assert "over its own base: set another trainer.default_root_dir" in said(ran)
+    assert {name: (whole / name).read_bytes() for name in files(whole)} == before
+    assert iitkit("test", "--config", config, f"--model.base={whole / 'network'}").code == 0  # writes none
+
+
 def test_the_run_moved_every_step(whole: Path) -> None:
     """Else equal ends would say nothing."""
     last = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
@@ -224,9 +296,12 @@ def test_errors(tmp_path: Path, options: list[str], message: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", [CONFIG, SYMBOLS], ids=["vectors", "symbols"])
+@pytest.mark.parametrize("text", [CONFIG, SYMBOLS, ADAPTED], ids=["vectors", "symbols", "adapted"])
 def test_two_processes_are_one(text: str, tmp_path: Path) -> None:
-    """Two processes with half the batch each take the steps of one with the whole."""
+    """Two processes with half the batch each take the steps of one with the whole, and measure the same.
+
+    17 pairs are two batches in one process and one in the other.
+    """
     config = write(tmp_path, text)
     for processes in (1, 2):
         done = subprocess.run(
@@ -247,3 +322,7 @@ def test_two_processes_are_one(text: str, tmp_path: Path) -> None:
     assert len(ours) > 5
     for key, value in ours.items():
         assert (value.double() - theirs[key].double()).abs().max() <= 1e-4 * (1 + value.double().abs().max()), key
+    alone, together = metrics(tmp_path / "1"), metrics(tmp_path / "2")
+    assert alone.keys() == together.keys()
+    for name, number in alone.items():
+        assert together[name] == (pytest.approx(number, abs=1e-6) if isinstance(number, float) else number), name

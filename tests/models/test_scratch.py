@@ -93,6 +93,42 @@ def test_a_saved_network_is_the_network(network: Network, tmp_path: Path) -> Non
     assert not any(path.suffix in (".bin", ".pt", ".pkl") for path in folder.iterdir())
 
 
+@pytest.mark.parametrize("stops", ["while it is written", "when the earlier one is out of the way"])
+def test_an_interrupted_save_leaves_the_earlier_network(
+    stops: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_network(ALL[0].build(0), tmp_path / "network")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    rename, renamed = Path.rename, []
+
+    def ctrl_c(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    def second(self: Path, target: Path) -> Path:
+        renamed.append(target)
+        if len(renamed) == 2:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        if stops == "while it is written":
+            patch.setattr("iitkit.models.scratch_networks.save_file", ctrl_c)
+        else:
+            patch.setattr(Path, "rename", second)
+        with pytest.raises(KeyboardInterrupt):
+            save_network(ALL[0].build(1), folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["network"]
+    save_network(ALL[0].build(1), folder)
+    assert (folder / "model.safetensors").read_bytes() != before["model.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["network"]
+
+
+def test_a_network_is_saved_quietly(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    save_network(ALL[2].build(0), tmp_path / "network", symbols=list("abcdefg"))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_network_of_symbols_reads_them_as_words(tmp_path: Path) -> None:
     """An ordinary folder of transformers: text in, the same ids as the symbols have."""
     folder = save_network(ALL[2].build(0), tmp_path / "network", symbols=["+", "=", 0, 1, 2, 3, 4])
