@@ -113,12 +113,12 @@ def condensed(message: str) -> str:
 
 
 def buried(message: str) -> str | None:
-    """Return what a network from scratch says of its sizes, of a report on all that a base might have been.
+    """Return what a network from scratch says of its sizes, or a schedule of its ends, of a report on a union.
 
     jsonargparse keeps the first of these complaints as its own cause: that the sizes are no string.
     """
     names = "|".join(kind.__name__ for kind in _subclasses(Network))
-    found = re.search(rf"^\s*- ((?:{names})[.:].*)$", message, re.MULTILINE)
+    found = re.search(rf"^\s*- ((?:(?:{names})[.:]|(?:exponential )?schedule ).*)$", message, re.MULTILINE)
     return found[1] if found else None
 
 

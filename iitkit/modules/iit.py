@@ -69,7 +69,7 @@ class IIT(InterventionModule):
         parameters: patterns of the base's parameters that train, e.g. ``transformer.h.1.*``; all of them unless said,
             none where there is ``lora``.
         lora: low-rank updates of the base's linear maps, that train instead of the maps.
-        alternating: each batch trains one term, the terms in turn, instead of their sum.
+        alternating: each step trains one term, the terms in turn, instead of their sum.
         detach_source: whether the source's activations count as constants; gradients flow through its run otherwise.
         strict: sites outside the alignment, one of which is drawn in each step: beside (what is left of the aligned
             sites: at one position of each row everything that is not aligned), or parts (a head or an MLP that no
