@@ -359,10 +359,11 @@ def reviews(name: str) -> list[str]:
 def test_reviews_are_pairs() -> None:
     positive, negative, neutral = (reviews(name) for name in ("positive", "negative", "neutral"))
     assert (len(positive), len(negative), len(neutral)) == (10, 10, 24)
-    assert len({*positive, *negative, *neutral, *reviews("development")}) == 44 + 53
+    assert len({*positive, *negative, *neutral, *reviews("development")}) == 44 + 77
     for one, other in zip(positive, negative, strict=True):  # the same but for the last word
         assert one.split()[:-1] == other.split()[:-1]
         assert one.split()[-1] != other.split()[-1]
+        assert one.endswith(".") is other.endswith(".")
     words = [set(text.lower().rstrip(".").split()) for text in (*positive, *negative)]
     config = yaml.safe_load((REVIEWS.parents[1] / "configs" / "vector_smollm2.yaml").read_text())
     judging = {*config["good"], *config["bad"]}
