@@ -23,8 +23,8 @@ class Patient(EarlyStopping):
     """Stops no run whose schedules are still under way."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at the metric, once the schedules have come to their end."""
-        if stoppable(pl_module):
+        """Look at the metric, once the schedules have come to their end; an epoch may end before any validation."""
+        if stoppable(pl_module) and self.monitor in trainer.callback_metrics:
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -42,8 +42,8 @@ class Kept(ModelCheckpoint):
             super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the last in any case, the best once the schedules have come to their end."""
-        if self.monitor is None or settled(pl_module):
+        """Keep the last in any case, the best once it has been measured and the schedules have come to their end."""
+        if self.monitor is None or (settled(pl_module) and self.monitor in trainer.callback_metrics):
             super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

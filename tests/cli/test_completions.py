@@ -165,6 +165,31 @@ def test_a_run_stopped_within_an_epoch_goes_on_with_its_batches(
     assert same_weights(tmp_path / "checkpoints" / "last.ckpt", root / "checkpoints" / "last.ckpt")
 
 
+def test_a_resumed_run_may_end_before_it_has_validated(config: Path, tmp_path: Path) -> None:
+    """Of 5 batches an epoch, stopped after 6; the last step is taken at the 7th, before the epoch's validation."""
+    stop, steps = "--trainer.callbacks", "--trainer.max_steps=4"
+    assert iitkit("fit", "--config", config, steps, f"--trainer.default_root_dir={tmp_path / 'whole'}").code == 0
+    root = f"--trainer.default_root_dir={tmp_path / 'stopped'}"
+    ran = iitkit(
+        *("fit", "--config", config, steps, root, "--allow", "stopping", f"{stop}+=stopping.StopAt"),
+        *(f"{stop}.init_args.moment=batch", f"{stop}.init_args.count=6", f"{stop}.init_args.how=SIGTERM"),
+    )
+    assert ran.code == 143, ran.err
+    ran = iitkit("fit", "--config", config, steps, root, "--ckpt_path", "last")
+    assert ran.code == 0, ran.err
+    ours, theirs = (tmp_path / name / "checkpoints" / "last.ckpt" for name in ("stopped", "whole"))
+    assert torch.load(ours, weights_only=True)["global_step"] == 4
+    assert same_weights(ours, theirs)
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+
+
+def test_a_run_without_validation_tests_its_last_weights(config: Path, tmp_path: Path) -> None:
+    ran = iitkit("fit", "--config", config, f"--trainer.default_root_dir={tmp_path}", "--trainer.limit_val_batches=0")
+    assert ran.code == 0, ran.err
+    assert [file for file in files(tmp_path) if file.startswith("checkpoints")] == ["checkpoints/last.ckpt"]
+    assert metrics(tmp_path)["test/n"] == 5
+
+
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(config: Path, tmp_path: Path) -> None:
     for processes in (1, 2):
