@@ -63,7 +63,7 @@ def first(module: IIT, data: CounterfactualDataModule) -> Batch:
     return next(iter(data.train_dataloader()))
 
 
-def fitted(module: IIT, data: CounterfactualDataModule, *callbacks: Callback, epochs: int = 1, **options: Any) -> IIT:
+def fitted(module: Any, data: CounterfactualDataModule, *callbacks: Callback, epochs: int = 1, **options: Any) -> Any:
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",

@@ -24,6 +24,7 @@ from iitkit.models.scratch import Network, base_network, base_tokenizer
 from iitkit.models.sites import Placement
 from iitkit.modules.fitting import fit_to_data
 from iitkit.modules.frozen import check_precision, keep_frozen, runner_for
+from iitkit.modules.reading import check_network
 
 BASE_PREFIX = "base_model."
 SCHEMA = 1
@@ -180,8 +181,9 @@ class InterventionModule(pl.LightningModule):
                 fit_to_data(self.edits, list(self.locations.values()), self.runner, batches, self.device)
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision that would convert the interventions with the base."""
+        """Refuse a precision that would convert the interventions, and a network that cannot read the data."""
         check_precision(self.trainer.precision)
+        check_network(self.base, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_fit_start(self) -> None:
         """Run what is frozen once; fit to data what needs it, unless a checkpoint has brought it along."""

@@ -17,7 +17,6 @@ from iitkit.interventions import Intervention
 from iitkit.interventions.masks import Indices
 from iitkit.interventions.spaces import Identity
 from iitkit.models.anatomy import Location
-from iitkit.models.scratch import Network
 from iitkit.models.sites import Placement
 
 log = logging.getLogger("iitkit")
@@ -190,42 +189,6 @@ def _disjoint(locations: Sequence[Location], edits: Sequence[Intervention], p: i
         assert kept[1] is not None
         return kept[0].shape == kept[1].shape and not bool(torch.logical_and(kept[0], kept[1]).any())
     return False
-
-
-def check_inputs(base: Network, task: Any) -> None:
-    """Compare a network from scratch with a task's inputs.
-
-    Raises:
-        IITKitError: see :meth:`iitkit.models.scratch.Network.check`.
-    """
-    model = task.model
-    encoding, symbols, features, answers = model.encoding, None, None, None
-    if hasattr(encoding, "vocabulary"):
-        symbols = len(encoding.vocabulary)
-    elif encoding is not None:
-        ends = [end for _, end in encoding.spans.values()]
-        features = max(ends) if ends else None
-        domain = model.domains[model.output]
-        answers = len(domain.values) if domain.complete else None
-        if features is None:
-            return
-    base.check(symbols, features, answers)
-
-
-def check_lengths(base: Network, data: Any) -> None:
-    """Compare the longest input of a network from scratch with the data's prompts.
-
-    Raises:
-        IITKitError: a prompt, with its answer, of more symbols than the network has positions for.
-    """
-    most = int(getattr(base, "positions", 0))
-    for split, pool in data.pools.items() if most else ():
-        rows = getattr(pool.prompts, "ids", None)
-        longest = 0 if rows is None else int(rows.lengths.max(initial=0))
-        if longest > most:
-            raise IITKitError(
-                f"base {type(base).__name__}.positions: {most}: a {split} prompt has {longest} tokens: set it to more"
-            )
 
 
 def tell_unplaced(mechanisms: Sequence[str], output: str, placed: Sequence[str]) -> None:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from planting import MLP_SIZES, OFF, PARTS, QUIET, booleans, equality, fitted, made, neurons, small_gpt2
 from torch import Tensor, nn
+from training import adam
 
 from iitkit.cli.keeping import Patient
 from iitkit.errors import IITKitError
-from iitkit.models.scratch import MLP, Llama
-from iitkit.modules import IIT
+from iitkit.models.scratch import GPT2, MLP, Llama
+from iitkit.modules import DAS, IIT
 from iitkit.modules.iit_checks import check_still, moving_parts
 from iitkit.modules.schedules import Schedule
 
@@ -76,8 +77,15 @@ def test_a_module_by_its_path_is_the_component_that_it_is() -> None:
 @pytest.mark.parametrize("base", [small_gpt2(positions=4), Llama(3, width=16, layers=2, heads=2, positions=4)])
 def test_prompts_longer_than_the_network(base: Any) -> None:
     message = f"base {type(base).__name__}.positions: 4: a train prompt has 5 tokens: set it to more"
-    with pytest.raises(IITKitError, match=re.escape(message)):
-        fitted(made(PARTS, base), booleans())
+    for module in (made(PARTS, base), DAS(base, {"ab": {"layer": 1}}, adam())):
+        with pytest.raises(IITKitError, match=re.escape(message)):
+            fitted(module, booleans())
+
+
+def test_das_too_asks_whether_a_network_can_read_the_data() -> None:
+    with pytest.raises(IITKitError, match=re.escape("base GPT2.vocabulary: 2: the data have 3 symbols")):
+        fitted(DAS(GPT2(2, width=8, layers=2, heads=2), {"ab": {"layer": 1}}, adam()), booleans())
+    assert fitted(DAS(small_gpt2(), {"ab": {"layer": 1}}, adam()), booleans()).trainer.global_step == 4
 
 
 def test_prompts_as_long_as_the_network() -> None:
