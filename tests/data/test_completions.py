@@ -77,10 +77,12 @@ ROWS = [row("The boy", " is happy"), row("When Mary", " went to the park"), row(
 def test_a_batch_by_hand(tmp_path: Path, padding: Any) -> None:
     tokenizer = tiny_tokenizer()
     data = module(splits(tmp_path, ROWS), Subject(where="all", alignment={"it": Place("f1+l1")}), padding=padding)
-    batch = data.batch("train", [0, 2])
-    prompts = [tokenizer(ROWS[i]["prompt"])["input_ids"] for i in (0, 2)]
-    said = [[*tokenizer(ROWS[i]["completion"])["input_ids"], END] for i in (0, 2)]
+    batch = data.batch("train", [0, 2, 1])
+    prompts = [tokenizer(ROWS[i]["prompt"])["input_ids"] for i in (0, 2, 1)]
+    said = [[*tokenizer(ROWS[i]["completion"])["input_ids"], END] for i in (0, 2, 1)]
     width, longest = max(map(len, prompts)), max(map(len, said))
+    assert len(set(map(len, prompts))) > 1
+    assert len(set(map(len, said))) > 1
     for i, (prompt, ids) in enumerate(zip(prompts, said, strict=True)):
         pad = width - len(prompt)
         row_ids = [0] * pad + prompt if padding == "left" else prompt + [0] * pad
@@ -251,6 +253,17 @@ def test_messages_are_told_by_the_tokenizer_s_template(tmp_path: Path) -> None:
         module(tmp_path, Subject(tokenizer), system="The")
 
 
+def test_a_template_writes_the_special_tokens_of_a_chat(tmp_path: Path) -> None:
+    """A tokenizer that puts one before each text does not in a chat, unless it is told to."""
+    tokenizer = adding("<|endoftext|>")
+    tokenizer.chat_template = CHATML
+    folder = splits(tmp_path, [row("The boy", "is happy")])
+    text = tokenizer("<|user|>\nThe boy\n<|assistant|>\n", add_special_tokens=False)["input_ids"]
+    for options, before in (({}, []), ({"special_tokens": True}, [END])):
+        batch = module(folder, Subject(tokenizer), chat=True, **options).batch("train", [0])
+        assert batch.base.ids[0].tolist() == [*before, *text]
+
+
 def test_a_prompt_is_a_user_s_turn(tmp_path: Path) -> None:
     folder = splits(tmp_path, [row("The boy", "is happy", positions={"who": "boy"})])
     tokenizer = chatting()  # writes no end of text: it is added
@@ -302,6 +315,14 @@ def test_splits_that_are_missing_are_taken_from_train(tmp_path: Path) -> None:
     assert not found["train"] & found["validation"]
 
 
+def test_measuring_takes_more_examples_at_once(tmp_path: Path) -> None:
+    data = module(splits(tmp_path, [row(f"The {i}", " is late") for i in range(9)]))
+    assert [len(batch) for batch in data.val_dataloader()] == [8, 1]  # 4 · batch_size
+    data = module(tmp_path, eval_batch_size=5)
+    assert [len(batch) for batch in data.val_dataloader()] == [5, 4]
+    assert len(next(iter(data.train_dataloader()))) == 2
+
+
 def test_sizes_take_the_first_examples(tmp_path: Path) -> None:
     folder = splits(tmp_path, ROWS)
     data = module(folder, sizes=Sizes(train=2, test=1))
@@ -329,6 +350,27 @@ def test_each_epoch_has_an_order_of_its_own(tmp_path: Path) -> None:
     assert [batch.rows.tolist() for batch in resumed] == epochs[2]
     for loader in data.test_dataloader():  # of the test, of train no more than of validation, of validation
         assert list(chain.from_iterable(batch.rows.tolist() for batch in loader)) == list(range(20))
+
+
+def test_two_processes_take_as_many_steps(tmp_path: Path) -> None:
+    """Of 11 rows each takes 5 an epoch, none in both; the one that is left out is another in another epoch."""
+    rows = [row(f"The {i}", " is late") for i in range(11)]
+    taken: list[list[list[int]]] = []
+    for rank in range(2):
+        data = module(splits(tmp_path, rows))
+        trainer: Any = SimpleNamespace(
+            accumulate_grad_batches=1, world_size=2, global_rank=rank, num_training_batches=3, training=False
+        )
+        data.trainer = trainer
+        loader = data.train_dataloader()
+        assert len(loader) == 3  # of 2, 2 and 1
+        taken.append([sorted(chain.from_iterable(batch.rows.tolist() for batch in loader)) for _ in range(4)])
+    left = set()
+    for ours, theirs in zip(*taken, strict=True):
+        assert len(ours) == len(theirs) == 5
+        assert not set(ours) & set(theirs)
+        left |= set(range(11)) - {*ours, *theirs}
+    assert len(left) > 1
 
 
 def test_shares_make_a_step_the_mean_over_its_tokens(tmp_path: Path) -> None:
