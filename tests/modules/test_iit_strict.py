@@ -29,10 +29,15 @@ from planting import (
     spied,
 )
 
+from iitkit.batch import IGNORED, Tokens
 from iitkit.errors import IITKitError
+from iitkit.interventions import Intervention, SiteInfo
+from iitkit.interventions.edits import Swap
+from iitkit.interventions.masks import Indices
+from iitkit.interventions.spaces import Identity
 from iitkit.models.scratch import Llama
 from iitkit.modules.iit_measures import base_labels, rows_of_sites, says, taken
-from iitkit.modules.iit_strict import columns_at
+from iitkit.modules.iit_strict import all_aligned, columns_at
 
 pytestmark = QUIET
 WHOLE: dict[str, Any] = {"name": "Vanilla"}
@@ -286,3 +291,135 @@ def test_an_answer_of_several_tokens_is_kept_if_each_of_them_is() -> None:
     logits[0, 1] = logits[0, 1].flip(0)
     logits[1, 0] = logits[1, 0].flip(0)
     assert says(logits, several, labels).tolist() == [False, False] + [True] * (len(batch) - 2)
+
+
+# --- drawing ---
+
+
+class Stepping:
+    """All of a trainer that a step asks for."""
+
+    global_step = 0
+    estimated_stepping_batches = 1000.0
+
+
+def test_every_strict_site_and_every_column_is_drawn_in_time() -> None:
+    """The term of a step is that of the site and the columns of the step."""
+    module = made({"ab": at("mlp_output", 1), "cd": at("attention_output", 0)}, small_gpt2(), w_strict=1.0)
+    batch = first(module, booleans())
+    module._trainer = Stepping()  # type: ignore[assignment]
+    sites, seen = {}, [Counter[int]() for _ in range(12)]
+    with torch.no_grad():
+        for step in range(60):
+            Stepping.global_step = step
+            _, logits = module.term("strict", batch)
+            labels = base_labels(batch)
+            expected = [module._strict(site, batch, labels, step) for site in module.strict_sites]
+            (drawn,) = [i for i, theirs in enumerate(expected) if torch.equal(theirs, logits)]
+            sites[step] = drawn
+            for row, column in enumerate(columns_at(batch, module.strict_sites[drawn], step)[0][:, 0].tolist()):
+                seen[row][column] += 1
+    Stepping.global_step = 0
+    assert 20 < sum(sites.values()) < 40  # two sites, one as often as the other
+    assert all(len(counts) == 5 for counts in seen)  # each row has each of its columns drawn
+
+
+def padded(lengths: list[int], left: bool) -> Tokens:
+    most = max(lengths)
+    real = [[0] * (most - n) + [1] * n if left else [1] * n + [0] * (most - n) for n in lengths]
+    mask = torch.tensor(real)
+    return Tokens(mask.clone(), mask)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_columns_are_counted_from_the_end_of_base_and_source(left: bool) -> None:
+    """Rows of 3 and 5 tokens from sources of 4 and 2: never outside either."""
+    module = made(PARTS, small_gpt2(), w_strict=1.0)
+    batch = taken(first(module, booleans()), torch.tensor([0, 1]))
+    batch = replace(batch, base=padded([3, 5], left), sources=(padded([4, 2], left),))
+    (site,) = module.strict_sites
+    pads = ((2, 0), (0, 2)) if left else ((0, 0), (0, 0))  # on the left of the bases, of the sources
+    drawn: list[set[int]] = [set(), set()]
+    for step in range(40):
+        into, out_of, there = columns_at(batch, site, step)
+        assert there.all()
+        for row, (base, source) in enumerate(((3, 4), (5, 2))):
+            back = base - 1 - (int(into[row, 0]) - pads[0][row])
+            assert back == source - 1 - (int(out_of[row, 0]) - pads[1][row])
+            drawn[row].add(back)
+    assert drawn == [{0, 1, 2}, {0, 1}]
+    into, out_of, there = columns_at(batch, replace(site, every=True), 0)
+    assert there.tolist() == [[True, True, True], [True, True, False]]
+    at_right = ([[2, 1, 0], [4, 3]], [[3, 2, 1], [1, 0]])
+    at_left = ([[4, 3, 2], [4, 3]], [[3, 2, 1], [3, 2]])
+    for columns, wanted in zip((into, out_of), at_left if left else at_right, strict=True):
+        assert [columns[row][there[row]].tolist() for row in range(2)] == wanted
+
+
+# --- what a site beside is ---
+
+
+def test_sites_beside_are_whole_and_one_for_each_component_and_side() -> None:
+    alignment = {
+        "ab": at("mlp_output", 1, position=[0, 1], joint=True),
+        "cd": at("attention_output", 1),
+    }
+    module = made(alignment, small_gpt2(), w_strict=1.0)
+    module.configure_model()
+    assert [(site.name, site.aligned) for site in module.strict_sites] == [
+        ("layer_1_mlp_output", (0,)),
+        ("layer_1_attention_output", (1,)),
+    ]
+    assert [site.location.joined for site in module.strict_sites] == [0, 0]  # any one position of a row
+    assert fitted(module, booleans()).trainer.global_step == 4
+    sides = {
+        "ab": {"module": "transformer.h.1.mlp", "side": "input", "intervention": WHOLE},
+        "cd": {"module": "transformer.h.1.mlp", "side": "output", "intervention": WHOLE},
+    }
+    module = made(sides, small_gpt2(), w_strict=1.0)
+    module.configure_model()
+    assert [site.aligned for site in module.strict_sites] == [(0,), (1,)]
+
+
+def test_beside_a_whole_head_are_the_other_heads() -> None:
+    one = {"ab": at("head_attention_value_output", 1, head=1, position="all")}
+    assert fitted(made(one, small_gpt2(), w_strict=1.0), booleans()).trainer.global_step == 4
+    both = {"ab": at("head_attention_value_output", 1, position="all")}
+    with pytest.raises(IITKitError, match="stands outside the alignment"):
+        fitted(made(both, small_gpt2(), w_strict=1.0), booleans())
+
+
+def test_coordinates_that_are_more_than_the_width_are_no_orthogonal_directions() -> None:
+    """Eight features of a dictionary take up less than eight dimensions may say."""
+    module = made({"left_equal": {"layer": 1, "intervention": {"rank": 7}}}, w_strict=1.0)
+    batch = first(module, equality())
+    (site,) = module.strict_sites
+    locations = list(module.locations.values())
+    assert all_aligned(site, module.edits, locations, batch)
+    wide = Intervention(Identity(SiteInfo(width=40)), Indices(40, 8), Swap())
+    assert not all_aligned(site, [wide], locations, batch)
+
+
+# --- answers ---
+
+
+def test_answers_compete_among_those_that_there_are() -> None:
+    module = made()
+    batch = taken(first(module, equality()), torch.tensor([0, 1]))
+    candidates = torch.tensor([[[1], [2], [IGNORED]], [[3], [1], [0]]])
+    logits = torch.tensor([[[9.0, 2.0, 1.0, 0.0]], [[0.0, 1.0, 9.0, 3.0]]])
+    batch = replace(batch, candidates=candidates, base_label=torch.tensor([0, 0]), label=torch.tensor([1, 2]))
+    assert says(logits, batch, torch.tensor([[1], [3]])).tolist() == [True, True]
+    batch = replace(batch, base_label=torch.tensor([1, 2]))
+    assert says(logits, batch, torch.tensor([[2], [0]])).tolist() == [False, False]
+
+
+def test_the_base_s_own_label_is_its_first_form() -> None:
+    module = made()
+    batch = taken(first(module, equality()), torch.tensor([0, 1]))
+    candidates = torch.tensor([[[1, 2], [3, IGNORED], [4, 5], [6, 7]], [[1, IGNORED], [2, 8], [3, 9], [4, IGNORED]]])
+    of = torch.tensor([[0, 1, 1, 2], [0, 0, 1, 2]])
+    batch = replace(batch, candidates=candidates, base_label=torch.tensor([2, 1]), answer_of=of)
+    assert base_labels(batch).tolist() == [[6, 7], [3, 9]]
+    batch = replace(batch, base_label=torch.tensor([1, 0]))
+    assert base_labels(batch).tolist() == [[3], [1]]
