@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import load_dataset
-from ourtokenizers import CHATML, adding, chatting
+from ourtokenizers import CHATML, adding, chatting, pieces
 from tiny import tiny_tokenizer
 
 from iitkit.batch import IGNORED
@@ -158,11 +158,20 @@ def test_completions_are_cut_and_the_context_is_checked(tmp_path: Path) -> None:
         ([row("The", " is", positons={"x": "The"})], r"unknown column 'positons'\. Did you mean 'positions'\?"),
         ([row("The", " is", positions="The")], r"column 'positions' is 'The' \(str\): expected a mapping"),
         ([row("The", " is", messages=[])], "has columns 'messages' and 'completion': keep one"),
+        (
+            [{"messages": [{"role": "assistant", "content": "The"}]}],
+            "column 'messages' is .*: expected two turns or more",
+        ),
+        (
+            [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}],
+            "column 'messages' is .*: expected two turns or more",
+        ),
         ([{"messages": [{"role": "user", "content": "The"}]}], "column 'messages' is .*: expected two turns or more"),
         (
             [{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}],
             "expected two turns .* the last an assistant's",
         ),
+        ([row("The", "<|endoftext|>")], r"line 1: completion '<\|endoftext\|>' has no token: leave the row out"),
         (
             [row("The", " is<|endoftext|> late")],
             r"line 1: completion .* goes on behind the end of text, .*: end it there",
@@ -185,6 +194,13 @@ def test_an_end_of_text_in_the_data_is_the_end(tmp_path: Path) -> None:
         data = module(folder, eos=eos)
         for i, said in enumerate((" is happy", " is")):
             assert data.told["train"].completions[i] == [*tokenizer(said)["input_ids"], *end]
+
+
+def test_a_tokenizer_without_an_end_of_text(tmp_path: Path) -> None:
+    folder, tokenizer = splits(tmp_path, [row("The boy", " is happy")]), pieces("The", "boy", "is", "happy")
+    with pytest.raises(IITKitError, match=r"has no end of text, so no completion would end: set data\.eos to false"):
+        module(folder, Subject(tokenizer))
+    assert module(folder, Subject(tokenizer), eos=False).told["train"].completions[0] == [3, 4]
 
 
 def test_what_is_never_fed_back_cannot_be_edited(tmp_path: Path) -> None:
