@@ -103,6 +103,28 @@ with loopback.hub() as hub:
     hub.put("datasets", "user/bad", {"train.jsonl": b"\\n" + line + b"\\n" + json.dumps(bad).encode()})
     tell("bad row", lambda: Recorded("user/bad").name)
 
+    # prompts and completions, and chats
+    from iitkit.data import CompletionDataModule, Dataset
+    def chat(i):
+        return {"messages": [{"role": "user", "content": f"Où {i} ?"}, {"role": "assistant", "content": "Là."}]}
+
+    says = {split: {"prompt": split, "completion": " é"} for split in ("train", "validation", "test")}
+    card = "---\\nconfigs:\\n- config_name: says\\n  data_files:\\n"
+    card += "".join(f"  - {{split: {split}, path: says/{split}.jsonl}}\\n" for split in says)
+    hub.put("datasets", "user/says", {
+        "README.md": f"{card}- config_name: chats\\n  data_files: chats.jsonl\\n---\\n".encode(),
+        "chats.jsonl": "\\n".join(json.dumps(chat(i), ensure_ascii=False) for i in range(5)).encode(),
+        **{f"says/{split}.jsonl": json.dumps(row).encode() for split, row in says.items()},
+    })
+
+    def examples(*options):
+        found = CompletionDataModule(Dataset("user/says", *options), seed=0)
+        return [found.name, {s: [[e.prompt, e.completion] for e in of] for s, of in found.examples.items()}]
+
+    tell("completions", lambda: examples(None, "says"))
+    tell("chats", lambda: examples(None, "chats"))
+    tell("completions of no revision", lambda: examples("v9", "says"))
+
     # what goes wrong
     tell("nobody", lambda: Recorded("user/nobody").name)
     tell("no revision", lambda: Recorded("user/cats", revision="v9").name)
@@ -186,6 +208,18 @@ def test_recorded_reads_the_hub(said: dict[str, Any]) -> None:
     assert said["read commit"] == [f"user/cats@{said['pushed'][:12]}", {"train": 5, "validation": 1, "test": 3}]
     assert said["texts"] == ["cat 8 is", "dog 8 is"]
     assert said["load_dataset"] == ["cat 5 is", "cat 6 is", "cat 7 is"]
+
+
+def test_completions_and_chats_are_read_from_the_hub(said: dict[str, Any]) -> None:
+    name, found = said["completions"]
+    assert name.startswith("user/says@")
+    assert found == {split: [[split, " é"]] for split in ("train", "validation", "test")}
+    _, found = said["chats"]
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 3, "validation": 1, "test": 1}
+    rows = [row for of in found.values() for row in of]
+    assert sorted(rows) == [[[["user", f"Où {i} ?"]], "Là."] for i in range(5)]
+    assert said["completions of no revision"].startswith("IITKitError: ")
+    assert "v9" in said["completions of no revision"]
 
 
 def test_only_the_files_of_the_config_are_fetched(said: dict[str, Any]) -> None:
