@@ -166,6 +166,10 @@ def test_completions_are_cut_and_the_context_is_checked(tmp_path: Path) -> None:
             [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}],
             "column 'messages' is .*: expected two turns or more",
         ),
+        (
+            [{"messages": [{"role": "tool", "content": "a"}, {"role": "assistant", "content": "b"}]}],
+            "column 'messages' is .*: expected two turns or more",
+        ),
         ([{"messages": [{"role": "user", "content": "The"}]}], "column 'messages' is .*: expected two turns or more"),
         (
             [{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}],
