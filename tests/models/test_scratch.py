@@ -93,6 +93,24 @@ def test_a_saved_network_is_the_network(network: Network, tmp_path: Path) -> Non
     assert not any(path.suffix in (".bin", ".pt", ".pkl") for path in folder.iterdir())
 
 
+@pytest.mark.parametrize("network", ALL, ids=names)
+def test_a_network_keeps_its_dtype(network: Network, tmp_path: Path) -> None:
+    model, identity = base_network(network, "bfloat16", 0)
+    assert identity["dtype"] == "bfloat16"
+    folder = save_network(model, tmp_path / "network")
+    for dtype, expected in (("auto", torch.bfloat16), ("float32", torch.float32), ("float64", torch.float64)):
+        loaded = load_network(str(folder), dtype=dtype)
+        assert {parameter.dtype for parameter in loaded.parameters()} == {expected}
+        assert all(torch.equal(a.to(expected), b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    assert {parameter.dtype for parameter in base_network(network, "auto", 0)[0].parameters()} == {torch.float32}
+
+
+def test_a_network_is_as_readable_as_any_folder(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    folder = save_network(ALL[0].build(0), tmp_path / "network")
+    assert folder.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 @pytest.mark.parametrize("stops", ["while it is written", "when the earlier one is out of the way"])
 def test_an_interrupted_save_leaves_the_earlier_network(
     stops: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from planting import MLP_SIZES, OFF, PARTS, QUIET, booleans, equality, fitted, made, neurons, small_gpt2
+from planting import (
+    MLP_SIZES,
+    OFF,
+    PARTS,
+    QUIET,
+    Gradients,
+    booleans,
+    equality,
+    first,
+    fitted,
+    made,
+    neurons,
+    small_gpt2,
+    swapped,
+)
 from torch import Tensor, nn
 from training import adam
 
 from iitkit.cli.keeping import Patient
+from iitkit.data import CompletionDataModule, Dataset
 from iitkit.errors import IITKitError
 from iitkit.models.scratch import GPT2, MLP, Llama
 from iitkit.modules import DAS, IIT
@@ -172,3 +188,70 @@ def test_no_run_stops_before_its_weights_are_where_they_go(weights: dict[str, An
 def test_a_schedule_needs_an_end() -> None:
     with pytest.raises(IITKitError, match=re.escape("model.w_iit is a schedule, and the run has no end")):
         fitted(made(w_iit=Schedule(0.0, 1.0)), equality(), epochs=-1)
+
+
+# --- two variables at one place ---
+
+
+SHARED: dict[str, Any] = {
+    "left_equal": {"layer": 1, "intervention": {"rank": 2}},
+    "right_equal": {"layer": 1, "shared_with": "left_equal"},
+}
+HEADS: dict[str, Any] = {
+    name: {
+        "layer": 1,
+        "component": "head_attention_value_output",
+        "head": head,
+        "intervention": {"name": "Vanilla"},
+    }
+    for name, head in (("ab", 0), ("cd", 1))
+}
+
+
+@pytest.mark.parametrize(
+    ("alignment", "data", "apart"),
+    [
+        (SHARED, equality, False),  # one subspace for two variables
+        (HEADS, booleans, True),
+        ({**HEADS, "cd": {**HEADS["cd"], "head": [0, 1]}}, booleans, False),
+        ({"ab": neurons(1, [0], position=[0, 1]), "cd": neurons(1, [0], position="last")}, booleans, True),
+        ({"ab": neurons(1, [0], position=[0, 1]), "cd": neurons(1, [0], position=1)}, booleans, False),
+        (  # two sites of one variable may be one place
+            {"ab": neurons(1, [0, 1]), "again": neurons(1, [1, 2], variable="ab")},
+            booleans,
+            True,
+        ),
+    ],
+)
+def test_two_variables_at_one_place_need_parts_of_their_own(alignment: Any, data: Any, apart: bool) -> None:
+    base = None if data is equality else small_gpt2()
+    if apart:
+        assert fitted(made(alignment, base), data()).trainer.global_step >= 3
+        return
+    with pytest.raises(IITKitError, match=r"it has the site of '(left_equal|ab)'.*the two have no parts of their own"):
+        fitted(made(alignment, base), data())
+
+
+def test_a_run_of_one_step_begins_its_schedules() -> None:
+    watch = Gradients()
+    weights = {"w_iit": Schedule(0.5, 0.0), "w_behaviour": 0.0}
+    fitted(made(**weights), equality(), watch, limit_train_batches=1, limit_val_batches=0)
+    assert watch.losses[0] == pytest.approx(0.5 * watch.logged[0]["train/iit"], rel=1e-6)
+
+
+def test_training_pairs_are_counted_before_the_step_that_they_train() -> None:
+    module, data = made(), equality()
+    batch = first(module, data)
+    said = swapped(module.base_model, batch).argmax(1)
+    right = float((said == batch.label).float().mean())
+    trainer = fitted(module, data, limit_train_batches=1, limit_val_batches=0).trainer
+    assert float(trainer.callback_metrics["train/iia"]) == pytest.approx(right)
+
+
+def test_data_without_pairs(tiny_gpt2: str, tmp_path: Path) -> None:
+    lines = "".join(f'{{"prompt": "The {i} cats", "completion": " sat"}}\n' for i in range(40))
+    (tmp_path / "said.jsonl").write_text(lines, encoding="utf-8")
+    data = CompletionDataModule(Dataset(str(tmp_path / "said.jsonl")), batch_size=2)
+    module = made({"x": {"layer": 1, "intervention": {"name": "Vanilla"}}}, tiny_gpt2)
+    with pytest.raises(IITKitError, match="IIT trains on counterfactual pairs, and CompletionDataModule has none"):
+        fitted(module, data)
