@@ -54,7 +54,9 @@ def said(data: CounterfactualDataModule, variable: str, values: Values) -> dict[
 
 def release_trained(folder: Path, module: ReFT, data: CompletionDataModule, metrics: Mapping[str, Any]) -> Path:
     """Write interventions that were trained on completions as an artifact; ``where`` says which tokens they edit."""
-    chat = {"chat": True} if data.is_chat else {}
+    chat: dict[str, Any] = {"chat": True} if data.is_chat else {}
+    if data.telling.system is not None:
+        chat["system"] = data.telling.system
     return _saved(folder, module, metrics, {}, {}, data.name, {}, data.prefix, None, where=module.where, **chat)
 
 

@@ -8,7 +8,7 @@ import shutil
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, Literal
 
@@ -52,7 +52,7 @@ class Steer:
         new_tokens: tokens to write at most.
         seed: sample with it; greedy unless said.
         temperature: of sampling.
-        chat: put each prompt into the tokenizer's chat template, as the user's message.
+        chat: put each prompt into the tokenizer's chat template, as the user's message; as trained unless said.
         prefix: text before every prompt; what the interventions were trained with unless said.
         base: the model; the one that the interventions were trained on unless said.
         match: how alike model and recorded base must be: exact, architecture or width.
@@ -77,7 +77,7 @@ class Steer:
     new_tokens: int = 40
     seed: int | None = None
     temperature: float = 1.0
-    chat: bool = False
+    chat: bool | None = None
     prefix: str | None = None
     base: str | None = None
     match: Literal["exact", "architecture", "width"] = "architecture"
@@ -99,10 +99,14 @@ def run(command: str, arguments: Sequence[str]) -> None:
     found = iitkit.load(settings.artifact)
     model, tokenizer = loaded(settings.base or str(found.base["id"]), settings.dtype)
     prompts = [settings.prompt] if isinstance(settings.prompt, str) else settings.prompt
+    trained = bool(found.config.get("chat"))
+    settings = replace(settings, chat=trained if settings.chat is None else settings.chat)
+    _check(settings)
+    prefix = str(found.config.get("prefix") or "") if settings.prefix is None else settings.prefix
     if settings.chat:
-        texts = [_in_template(tokenizer, prompt) for prompt in prompts]
+        system = found.config.get("system")
+        texts = [prefix * trained + _in_template(tokenizer, prompt, system) for prompt in prompts]
     else:
-        prefix = settings.prefix if settings.prefix is not None else str(found.config.get("prefix") or "")
         texts = [prefix + prompt for prompt in prompts]
 
     def steering(strength: float) -> AbstractContextManager[Any]:
@@ -228,14 +232,15 @@ def _check(settings: Steer) -> None:
     if settings.sweep_strength and settings.seed is not None:
         raise IITKitError("seed: a sweep compares greedy continuations: leave it out")
     if settings.chat and settings.prefix is not None:
-        raise IITKitError("prefix: a chat template begins as it says itself: leave it out, or chat")
+        raise IITKitError("prefix: a chat template begins as it says itself: leave it out, or set chat to false")
 
 
-def _in_template(tokenizer: Any, prompt: str) -> str:
+def _in_template(tokenizer: Any, prompt: str, system: str | None) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise IITKitError("chat: the tokenizer has no chat template: leave it out")
-    message = [{"role": "user", "content": prompt}]
-    text: str = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    turns = [] if system is None else [{"role": "system", "content": system}]
+    turns.append({"role": "user", "content": prompt})
+    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     return text
 
 

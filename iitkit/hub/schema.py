@@ -87,6 +87,7 @@ TOP: dict[str, Check] = {
     "prefix": (is_text, "text"),
     "where": (lambda value: value in ("prompt", "generated", "all"), "prompt, generated or all"),
     "chat": (lambda value: type(value) is bool, "true or false"),
+    "system": TEXT,
     "tokenizer": (
         lambda value: isinstance(value, dict) and all(_or_none(_text)(value.get(k)) for k in TOKENIZER),
         "a mapping of vocabulary and chat_template to digests",

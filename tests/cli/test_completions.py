@@ -13,7 +13,9 @@ from unittest import mock
 import pytest
 import torch
 import yaml
+from ourtokenizers import chatting
 from running import files, iitkit, metrics, said, same_weights, weights
+from tiny import tiny_model
 
 import iitkit as library
 from iitkit.models.generation import intervening
@@ -114,6 +116,32 @@ def test_the_reloaded_artifact_writes_the_same(whole: tuple[Path, str, str], con
                 tokens = model.generate(**inputs, max_new_tokens=most, do_sample=False, pad_token_id=0)
             text = tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             assert text == line[key]
+
+
+def test_what_was_trained_on_chats_is_steered_in_chats(tmp_path: Path) -> None:
+    """With the prefix and the system turn that it was trained with, unless it is told that there is no chat."""
+    tokenizer = chatting()
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation", "test"):
+        rows = [{"prompt": f"{split} {word} went", "completion": f"is {word}"} for word in ("Mary", "John", "Tom")]
+        (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    config = yaml.safe_load(CONFIG.format(base=tmp_path / "base", data=tmp_path / "data", root=tmp_path / "run"))
+    config["data"]["init_args"] |= {"chat": True, "system": "The park", "prefix": "<|endoftext|>"}
+    (tmp_path / "chat.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert (ran := iitkit("fit", "--config", tmp_path / "chat.yaml")).code == 0, ran.err
+    assert (ran := iitkit("predict", "--config", tmp_path / "chat.yaml", "--ckpt_path", "best")).code == 0, ran.err
+    line = json.loads((tmp_path / "run" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert line["prompt"].startswith("<|endoftext|><|system|>\nThe park\n<|user|>\ntest Mary went\n")
+    most = len(tokenizer("is Mary\n")["input_ids"]) + 1
+    options = ("steer", tmp_path / "run", "test Mary went", "--new_tokens", most, "--base", tmp_path / "base")
+    ran = iitkit(*options)
+    assert ran.code == 0, ran.err
+    assert ran.out == f"test Mary went\n{line['trained']}\n"
+    assert iitkit(*options, "--chat").out == ran.out
+    assert iitkit(*options, "--chat=false").out != ran.out
+    assert "leave it out, or set chat to false" in said(iitkit(*options, "--prefix", "x"))
 
 
 def test_test_and_validate_measure_the_checkpoint(whole: tuple[Path, str, str], config: Path, tmp_path: Path) -> None:
