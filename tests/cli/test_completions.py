@@ -104,6 +104,15 @@ def test_the_reloaded_artifact_writes_the_same(whole: tuple[Path, str, str], con
     lines = [json.loads(line) for line in (root / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["completion"] for line in lines] == SAID
     assert any(line["plain"] != line["trained"] for line in lines)
+    samples = (root / "samples.txt").read_text(encoding="utf-8")  # behind the first test prompts
+    assert samples.splitlines()[1:] == [
+        part
+        for line in lines[:4]
+        for part in (
+            *(repr(line["prompt"]), f"    wanted  {line['completion']!r}"),
+            *(f"    plain   {line['plain']!r}", f"    trained {line['trained']!r}"),
+        )
+    ]
     model, tokenizer = library.load_base(shallow_gpt2)
     artifact = library.load(root)
     assert artifact.config["where"] == "all"
