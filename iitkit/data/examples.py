@@ -128,11 +128,16 @@ def read_examples(table: Table, columns: Mapping[str, str | None]) -> list[Examp
         else:
             for name in ("prompt", "completion"):
                 value = cells[name][row]
-                if type(value) is not str or not value:
+                if not _is_text(value):
                     raise wrong(name, row, "text" if name == "prompt" else "text; leave the row out if nothing follows")
             prompt, completion = cells["prompt"][row], cells["completion"][row]
         found.append(Example(table, row, prompt, completion, spans))
     return found
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a text that UTF-8 can write: JSON may hold half of a character outside the basic plane."""
+    return type(value) is str and value.encode(errors="replace") == value.encode(errors="surrogatepass") != b""
 
 
 def _are_turns(value: Any) -> bool:
@@ -140,11 +145,7 @@ def _are_turns(value: Any) -> bool:
         isinstance(value, list)
         and len(value) >= 2
         and all(
-            isinstance(turn, dict)
-            and turn.get("role") in ROLES
-            and type(turn.get("content")) is str
-            and turn["content"] != ""
-            for turn in value
+            isinstance(turn, dict) and turn.get("role") in ROLES and _is_text(turn.get("content")) for turn in value
         )
     )
 

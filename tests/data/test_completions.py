@@ -153,6 +153,7 @@ def test_completions_are_cut_and_the_context_is_checked(tmp_path: Path) -> None:
     [
         ([row("The boy", "")], r"train\.jsonl line 1: column 'completion' is empty: expected text; leave the row out"),
         ([row("The", " is"), row("", " is")], r"line 2: column 'prompt' is empty: expected text"),
+        ([row("The\ud83d", " is")], r"column 'prompt' is 'The\\ud83d' \(str\): expected text"),
         ([row("The", 3)], r"column 'completion' is 3 \(int\): expected text"),
         ([{"prompt": "The", "complection": " is"}], r"no column 'completion'\. Did you mean 'complection'\?"),
         ([row("The", " is", positons={"x": "The"})], r"unknown column 'positons'\. Did you mean 'positions'\?"),
