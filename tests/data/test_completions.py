@@ -317,6 +317,9 @@ def test_templates_are_chosen_by_name_or_file(tmp_path: Path) -> None:
         module(
             folder, Subject(chatting(CHATML.replace("<|assistant|>\n{% endif %}", "<|model|>\n{% endif %}"))), chat=True
         )
+    silent = CHATML.replace("{{ message['content'] }}", "{{ message['content'] if message['role'] == 'user' }}")
+    with pytest.raises(IITKitError, match="does not end a prompt where it begins the answer"):
+        module(folder, Subject(chatting(silent)), chat=True)
     with pytest.raises(IITKitError, match="line 1: the chat template refuses these turns: no chats"):
         module(folder, Subject(chatting("{{ raise_exception('no chats') }}")), chat=True)
 
