@@ -35,7 +35,7 @@ from iitkit.data import CompletionDataModule, CounterfactualDataModule
 from iitkit.data.base import PromptDataModule
 from iitkit.errors import IITKitError, choices
 from iitkit.models.load_errors import causes, first_line
-from iitkit.modules import DAS, InterventionModule, ReFT
+from iitkit.modules import DAS, IIT, InterventionModule, ReFT
 from iitkit.modules.frozen import check_precision
 
 ALLOWED = ["iitkit", "torch.optim", "lightning.pytorch"]
@@ -101,6 +101,7 @@ class Training(LightningCLI):
         for module, data, what in (
             (ReFT, CompletionDataModule, "completions"),
             (DAS, CounterfactualDataModule, "pairs"),
+            (IIT, CounterfactualDataModule, "pairs"),
         ):
             if isinstance(self.model, module) and not isinstance(self.datamodule, data):
                 raise IITKitError(f"{module.__name__} is trained on {what}: choose data {data.__name__}")

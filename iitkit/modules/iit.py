@@ -182,20 +182,27 @@ class IIT(InterventionModule):
 
     # --- before training ---
 
-    def setup(self, stage: str) -> None:
-        """Compare the data with the network.
+    def prepare_data(self) -> None:
+        """Look at the kind of data, before they are made for this module.
 
         Raises:
-            IITKitError: data that are no pairs, inputs that a network from scratch does not read.
+            IITKitError: data that are no pairs.
         """
-        super().setup(stage)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(data, "together"):
             raise IITKitError(
                 f"model: IIT trains on counterfactual pairs, and {type(data).__name__} has none: "
                 "set data.class_path to CounterfactualDataModule"
             )
-        task = data.task
+
+    def setup(self, stage: str) -> None:
+        """Compare the data with the network.
+
+        Raises:
+            IITKitError: inputs that a network from scratch does not read.
+        """
+        super().setup(stage)
+        task = self.trainer.datamodule.task  # type: ignore[attr-defined]
         if task is not None and "strict" in self.terms:
             placed = [placement.variable or name for name, placement in self.alignment.items()]
             tell_unplaced(list(task.model.mechanisms), task.model.output, placed)

@@ -303,6 +303,14 @@ def test_errors(tmp_path: Path, options: list[str], message: str) -> None:
     assert message in said(iitkit("fit", "--config", write(tmp_path, CONFIG), *options))
 
 
+def test_completions_are_no_pairs(tmp_path: Path) -> None:
+    text = CONFIG[: CONFIG.index("data:")]
+    (tmp_path / "said.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    data = f"class_path: CompletionDataModule\n  init_args: {{dataset: {{path: {tmp_path / 'said.jsonl'}}}}}\n"
+    file = write(tmp_path, f"{text}data:\n  {data}trainer: {{default_root_dir: ROOT}}\n")
+    assert "IIT is trained on pairs: choose data CounterfactualDataModule" in said(iitkit("fit", "--config", file))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("text", [CONFIG, SYMBOLS, ADAPTED], ids=["vectors", "symbols", "adapted"])
 def test_two_processes_are_one(text: str, tmp_path: Path) -> None:
