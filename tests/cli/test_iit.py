@@ -305,7 +305,8 @@ def test_errors(tmp_path: Path, options: list[str], message: str) -> None:
 
 def test_completions_are_no_pairs(tmp_path: Path) -> None:
     text = CONFIG[: CONFIG.index("data:")]
-    (tmp_path / "said.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    lines = "".join(f'{{"prompt": "{i} and", "completion": " so"}}\n' for i in range(20))
+    (tmp_path / "said.jsonl").write_text(lines, encoding="utf-8")
     data = f"class_path: CompletionDataModule\n  init_args: {{dataset: {{path: {tmp_path / 'said.jsonl'}}}}}\n"
     file = write(tmp_path, f"{text}data:\n  {data}trainer: {{default_root_dir: ROOT}}\n")
     assert "IIT is trained on pairs: choose data CounterfactualDataModule" in said(iitkit("fit", "--config", file))
