@@ -159,6 +159,22 @@ def test_spans_may_be_read() -> None:
     assert relative(found.vectors["layer_1"], states[0] - states[1]) <= 1e-5
 
 
+@pytest.mark.parametrize("penalty", [None, 0.01, 5.0])
+def test_the_probe_takes_its_penalty(penalty: float | None) -> None:
+    """Against the formula, which is worked by hand above, on activations that are read by hand."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    found = iitkit.vector(model, tokenizer, POSITIVE, NEGATIVE, layers=1, method="probe", penalty=penalty)
+    blocks: Any = model.transformer.h  # type: ignore[union-attr]
+    rows = [
+        torch.stack([activation(model, tokenizer(text)["input_ids"], blocks[1])[-1].double() for text in texts])
+        for texts in (POSITIVE, NEGATIVE)
+    ]
+    by = {value: linear_probe(rows[0], rows[1], value) for value in (0.01, 5.0)}
+    assert relative(by[0.01], by[5.0]) > 0.05
+    assert relative(found.vectors["layer_1"].double(), by[penalty or 0.01]) <= 1e-5
+    assert found.about["penalty"] == (penalty or 0.01)
+
+
 def test_parts_of_heads() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     whole = iitkit.vector(model, tokenizer, POSITIVE, NEGATIVE, layers=1, component="attention_value_output")
