@@ -129,6 +129,9 @@ def test_vector_is_the_difference_of_means_by_hand(family: str, batch_size: int,
         expected = means[0] - means[1]
         assert relative(found.vectors[f"layer_{layer}"], expected) <= 1e-5
         assert found.about["norms"][f"layer_{layer}"] == pytest.approx(float(expected.norm()), rel=1e-5)
+        ids = [tokenizer("<|endoftext|>" + text)["input_ids"] for text in (*POSITIVE, *NEGATIVE)]
+        lengths = [float(activation(model, row, blocks[layer])[-1].norm()) for row in ids]
+        assert found.about["activations"][f"layer_{layer}"] == pytest.approx(sum(lengths) / 6, rel=1e-5)
     assert list(found.sites) == ["layer_1", "layer_3"]
     assert found.sites["layer_3"].position == "all"
     assert found.about["method"] == "mean_difference"
@@ -346,6 +349,20 @@ def test_trials_that_cannot_be_made(given: dict[str, Any], match: str) -> None:
     made = iitkit.vector(model, tokenizer, POSITIVE, NEGATIVE, layers=2)
     with pytest.raises(iitkit.IITKitError, match=match):
         steering_effects(model, tokenizer, made, ["The"], ["happy"], ["late"], **given)
+
+
+def test_prompts_may_fill_the_context() -> None:
+    """As many tokens as there are positions, the written ones but the last among them, and not one more."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    most: Any = model.config.max_position_embeddings
+    full = " Mary" * most
+    assert len(tokenizer(full)["input_ids"]) == most
+    made = iitkit.vector(model, tokenizer, [full], ["The"], layers=1)
+    with pytest.raises(iitkit.IITKitError, match=rf"has {most + 1} tokens, the network takes {most}: shorten it"):
+        iitkit.vector(model, tokenizer, [full + " Mary"], ["The"], layers=1)
+    assert len(steering_effects(model, tokenizer, made, [full], ["happy"], ["late"], tokens=1)) == 5
+    with pytest.raises(iitkit.IITKitError, match=rf"has {most} tokens and 2 to be written, the network takes {most}"):
+        steering_effects(model, tokenizer, made, [full], ["happy"], ["late"], tokens=2)
 
 
 def test_words_are_whole_words() -> None:
