@@ -366,7 +366,7 @@ def test_prompts_may_fill_the_context() -> None:
 
 
 def test_words_are_whole_words() -> None:
-    texts = ["Good food, good-natured staff; a goodness.", "not so GOOD. bad"]
+    texts = ["Good food, good-natured staff; a goodness, ungood.", "not so GOOD. bad"]
     assert count_words(texts, ["good"]) == 3
     assert count_words(texts, ["bad", " staff"]) == 2
 
