@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import subprocess
@@ -82,6 +83,11 @@ def test_fit_writes_and_prints_what_it_found(whole: tuple[Path, str, str]) -> No
             assert found[f"{group}/loss"] > 0
             assert 0 <= found[f"{group}/exact_ci95"][0] <= found[f"{group}/exact"] <= found[f"{group}/exact_ci95"][1]
     assert found["train/loss"] < found["plain/train/loss"]
+    with (root / "metrics.csv").open(encoding="utf-8", newline="") as stream:
+        logged = [float(row["val/loss"]) for row in csv.DictReader(stream) if row["val/loss"]]
+    assert len(logged) == 2  # each epoch's is of its own weights; the best are tested
+    assert min(logged) == pytest.approx(found["validation/loss"], rel=1e-5)
+    assert logged[1] < logged[0]
     for split in ("test", "train", "validation"):
         for name, group in (("trained", split), ("plain", f"plain/{split}")):
             (line,) = [line for line in out.splitlines() if line.startswith(f"{name}, {split} ")]

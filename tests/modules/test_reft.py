@@ -206,6 +206,21 @@ def test_writing_is_greedy_and_edited(base: str, tmp_path: Path) -> None:
             assert found[edited][row] == said
 
 
+def test_writing_ends_with_the_end_of_text(gpt2: str, tmp_path: Path) -> None:
+    module = made(gpt2)
+    data = data_of(write(tmp_path / "data"))
+    data.bind(module)
+    rows = list(range(len(ROWS)))
+    whole = module.write(data.batch("train", rows), 5, edited=False)
+    end = whole[0][1]  # as if this token ended a text
+    module.tokenizer.eos_token = module.tokenizer.convert_ids_to_tokens(end)
+    assert module.tokenizer.eos_token_id == end
+    expected = [ids[: ids.index(end) + 1] if end in ids else ids for ids in whole]
+    assert module.write(data.batch("train", rows), 5, edited=False) == expected
+    assert expected[0][-1] == end
+    assert len(expected[0]) <= 2
+
+
 def test_writing_stops_where_the_context_ends(base: str, tmp_path: Path) -> None:
     """An example fits alone; it is asked to write as much as the longest answer that stands beside it."""
     module = made(base)
@@ -242,13 +257,15 @@ def test_predictions_do_not_hang_on_which_prompts_are_asked_together(gpt2: str, 
 
 
 class Steps(Callback):
-    """Keeps the parameters after each step."""
+    """Keeps the parameters after each step, and the logged loss of each batch."""
 
     def __init__(self) -> None:
         self.values: list[Tensor] = []
+        self.losses: list[float] = []
         self.last = 0
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
         if trainer.global_step > self.last:
             self.last = trainer.global_step
             self.values.append(next(pl_module.interventions.parameters()).detach().clone())
@@ -272,15 +289,22 @@ def test_a_step_is_the_mean_over_the_tokens_that_it_accumulates(gpt2: str, tmp_p
     order = data.order("train", 0).tolist()
     total = torch.zeros(())
     tokens = 0
+    alone: list[tuple[float, int]] = []
     for row in order[:6]:
         prompt, said = (fresh.tokenizer(text)["input_ids"] for text in ROWS[row])
         said = [*said, fresh.tokenizer.eos_token_id]
         block = module_of(fresh.base_model, "gpt2", 1, "block_output")  # type: ignore[arg-type]
         logits = logits_of(fresh.base_model, [*prompt, *said[:-1]], [(block, [len(prompt) - 1], lambda h: h + vector)])
-        total = total + F.cross_entropy(logits[len(prompt) - 1 :], torch.tensor(said), reduction="sum")
+        summed = F.cross_entropy(logits[len(prompt) - 1 :], torch.tensor(said), reduction="sum")
+        alone.append((float(summed.detach()), len(said)))
+        total = total + summed
         tokens += len(said)
     (gradient,) = torch.autograd.grad(total / tokens, vector)
     assert relative(steps.values[0], -gradient) <= 1e-4
+    # what is logged is each batch's mean over its own tokens
+    for i, logged in enumerate(steps.losses[:3]):
+        (one, n), (other, m) = alone[2 * i : 2 * i + 2]
+        assert logged == pytest.approx((one + other) / (n + m), rel=1e-5)
     # and not the mean of the batches' means
     lengths = [len(fresh.tokenizer(ROWS[row][1])["input_ids"]) + 1 for row in order[:6]]
     assert len({sum(lengths[i : i + 2]) for i in (0, 2, 4)}) > 1
