@@ -53,6 +53,18 @@ def test_without_prompts_nothing_is_tried(shallow_gpt2: str, tmp_path: Path, mon
     assert list(package.load("out").interventions) == [f"layer_{i}" for i in range(4)]
 
 
+@pytest.mark.parametrize("prompts", [(), ("--prompts=[The]", "--good=[happy]", "--bad=[late]", "--tokens=1")])
+def test_the_kept_layer_may_be_counted_from_the_end(
+    prompts: tuple[str, ...], shallow_gpt2: str, tmp_path: Path
+) -> None:
+    root = ("--layers=null", f"--default_root_dir={tmp_path / 'out'}", *prompts)
+    ran = iitkit("vector", "--base", shallow_gpt2, *SAID, "--keep=-1", *root)
+    assert ran.code == 0, ran.err
+    assert list(package.load(tmp_path / "out").interventions) == ["layer_3"]
+    ran = iitkit("vector", "--base", shallow_gpt2, *SAID, "--keep=4", *root)
+    assert (ran.code, ran.out) == (2, "")  # before anything is tried
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
