@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,6 +37,20 @@ def test_rows_of_a_variable_are_counted_with_their_top_1() -> None:
         assert found["top1"] == sum(top) / len(mine)
         assert found["n_flipped"] == sum(flipped)
         assert found["iia_flipped"] == sum(r and f for r, f in zip(right, flipped, strict=True)) / sum(flipped)
+
+
+def test_rows_of_two_variables_are_not_those_of_two_others() -> None:
+    module = made()
+    batch = taken(first(module, equality()), torch.arange(3))
+    active = torch.tensor([[True, True, False], [True, False, True], [True, False, False]])
+    batch = replace(batch, active=active, label=torch.tensor([0, 1, 1]))
+    logits = torch.tensor([[[1.0, 0.0]]] * 3)
+    for placements, n, right in (([0, 1], 1, 1.0), ([0, 2], 1, 0.0), ([0], 1, 0.0), ([1, 2], 0, None)):
+        metric = IIA()
+        count_rows(metric, batch, placements, logits, logits[:, 0])
+        found = metric.compute()
+        assert float(found["n"]) == n
+        assert right is None or float(found["iia"]) == right
 
 
 def test_some_rows_of_a_batch_are_those_rows_in_every_part() -> None:

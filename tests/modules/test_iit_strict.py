@@ -149,6 +149,40 @@ def test_what_all_parts_make_has_no_parts_beside_it(placement: dict[str, Any]) -
         parts_of(alignment)
 
 
+def test_a_part_is_taken_from_the_source_at_all_positions() -> None:
+    """An MLP's output, and a head's part of what enters the projection, by hooks."""
+    module = made({"ab": at("mlp_output", 2)}, small_gpt2(), w_strict=1.0, strict="parts")
+    batch = first(module, booleans())
+    model: Any = module.base_model
+    by_name = {site.name: site for site in module.strict_sites}
+    labels = base_labels(batch)
+    for name, part, of, columns in (
+        ("layer_0_mlp_output", model.transformer.h[0].mlp.c_proj, "output", slice(0, 16)),
+        ("layer_1_head_attention_value_output_head_1", model.transformer.h[1].attn.c_proj, "input", slice(8, 16)),
+    ):
+        kept: list[torch.Tensor] = []
+
+        def put(hidden: torch.Tensor, kept: list[torch.Tensor] = kept, columns: slice = columns) -> torch.Tensor:
+            if not kept:
+                kept.append(hidden)
+                return hidden
+            new = hidden.clone()
+            new[:, :, columns] = kept[0][:, :, columns]
+            return new
+
+        if of == "output":
+            handle = part.register_forward_hook(lambda m, args, output, put=put: put(output))
+        else:
+            handle = part.register_forward_pre_hook(lambda m, args, put=put: (put(args[0]),))
+        model(input_ids=batch.sources[0].ids)
+        logits = model(input_ids=batch.base.ids).logits[:, -1]
+        handle.remove()
+        assert (logits - model(input_ids=batch.base.ids).logits[:, -1]).abs().max() > 1e-4
+        for step in (0, 7):  # nothing is drawn within a part
+            found = module._strict(by_name[name], batch, labels, step)[:, 0]
+            assert torch.allclose(found, logits, atol=1e-6), name
+
+
 # --- nothing outside ---
 
 
@@ -291,6 +325,8 @@ def test_an_answer_of_several_tokens_is_kept_if_each_of_them_is() -> None:
     logits[0, 1] = logits[0, 1].flip(0)
     logits[1, 0] = logits[1, 0].flip(0)
     assert says(logits, several, labels).tolist() == [False, False] + [True] * (len(batch) - 2)
+    labels[1, 0], labels[0, 1] = logits[1, 0].argmax(), IGNORED  # the second is right now; the first is of one token
+    assert says(logits, several, labels).all()
 
 
 # --- drawing ---
