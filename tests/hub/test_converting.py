@@ -245,6 +245,42 @@ def test_settings_that_change_nothing_are_passed_over(tmp_path: Path) -> None:
     assert list(iitkit.convert(tmp_path, build("llama"))) == ["model_layers_0_self_attn_q_proj"]
 
 
+@pytest.mark.parametrize(
+    ("patterns", "alpha"),
+    [
+        ({"proj": 9}, 6),  # PEFT: (.*\\.)?(proj)$, so the last part of a path, not its end
+        ({"q_proj": 9}, 9),
+        ({"self_attn.q_proj": 9, "q_proj": 2}, 9),  # the first that fits
+        ({"k_proj": 2, "q_proj": 9}, 9),
+        ({"^q_proj": 9}, 6),
+        ({"^model.layers.0.self_attn.q_proj": 9}, 9),
+    ],
+)
+def test_patterns_name_whole_parts_of_a_path(patterns: dict[str, int], alpha: int, tmp_path: Path) -> None:
+    adapter(tmp_path, {"model.layers.0.self_attn.q_proj": (2, 16, 16)}, alpha_pattern=patterns)
+    ((_, edit),) = iitkit.convert(tmp_path, build("llama")).values()
+    assert edit.options["alpha"] == alpha
+
+
+@pytest.mark.parametrize("position", ["last", [0, -1]])
+def test_vectors_are_placed_where_it_is_said(position: Any, tmp_path: Path) -> None:
+    model = build("llama")
+    save_file({"block_output.1": numbers(WIDTH)}, tmp_path / "a.safetensors")
+    for source in (tmp_path / "a.safetensors", to_gguf(tmp_path / "v.gguf", vectors(1))):
+        ((site, _),) = iitkit.convert(source, model, position=position).values()
+        assert site.position == position
+
+
+def test_files_that_are_too_large_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"block_output.1": numbers(WIDTH)}, tmp_path / "a.safetensors")
+    size = (tmp_path / "a.safetensors").stat().st_size
+    monkeypatch.setattr("iitkit.hub.foreign.LARGEST", size)
+    assert len(iitkit.convert(tmp_path, build("llama"))) == 1
+    monkeypatch.setattr("iitkit.hub.foreign.LARGEST", size - 1)
+    with pytest.raises(iitkit.IITKitError, match=f"has {size} bytes, more than any of its kind"):
+        iitkit.convert(tmp_path, build("llama"))
+
+
 def test_a_tensor_under_two_names(tmp_path: Path) -> None:
     adapter(tmp_path, {"model.layers.0.self_attn.q_proj": (2, 16, 16)})
     file = tmp_path / "adapter_model.safetensors"
@@ -302,6 +338,7 @@ def test_artifacts_are_exported_and_several_at_a_layer_summed(tmp_path: Path, sh
     iitkit.save(tmp_path / "a", model, {"x": (site, edit), "y": (site, made.random().alignment()["layer_2"][1])})
     file = iitkit.to_gguf(tmp_path / "v.gguf", iitkit.load(tmp_path / "a"))
     assert torch.allclose(read_gguf(file)[2], made.vectors["layer_2"] + made.random().vectors["layer_2"], atol=1e-6)
+    assert gguf.GGUFReader(file).get_field("controlvector.layer_count").contents() == 1  # type: ignore[union-attr]
     assert gguf.GGUFReader(file).get_field("controlvector.model_hint").contents() == "GPT2LMHeadModel"  # type: ignore[union-attr]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +361,48 @@ def test_what_comes_between_is_found_out() -> None:
     assert all(torch.equal(model.state_dict()[key], before[key]) for key in before)
     assert set(model.state_dict()) == set(before)
     assert model.config.mlp_bias is False
+
+
+def test_a_module_at_two_places_is_refused() -> None:
+    model = build("llama")
+    model.add_module("second", model.get_submodule("model.layers.1.mlp.down_proj"))
+    site = Site(1, "mlp_output", "all")
+    with pytest.raises(iitkit.IITKitError, match=r"are also those of .*: an edit would change both"):
+        merge(model, {"x": (site, filled(model, site, "Addition"))})
+
+
+def test_a_model_without_weights_is_refused() -> None:
+    site = Site(1, "mlp_output", "all")
+    edit = filled(build("llama"), site, "Addition")
+    with pytest.raises(iitkit.IITKitError, match="the model has no weights"):
+        merge(build("llama").to("meta"), {"x": (site, edit)})
+
+
+def test_several_positions_as_one_vector_are_refused() -> None:
+    site = Site(1, "mlp_output", "all")
+    edit = filled(build("llama"), site, "Addition")
+    with pytest.raises(iitkit.IITKitError, match="several positions as one vector: weights see one token at a time"):
+        merge(build("llama"), {"x": (replace(site, joint=True), edit)})
+
+
+def test_an_artifact_of_another_base_is_refused(tmp_path: Path, shallow_gpt2: str) -> None:
+    model, _ = iitkit.load_base(shallow_gpt2)
+    site = Site(2, "mlp_output", "all")
+    iitkit.save(tmp_path / "a", model, {"x": (site, filled(model, site, "Addition"))})
+    with pytest.raises(iitkit.IITKitError, match=r"was trained on .*, not GPT2LMHeadModel"):
+        merge(build("llama"), iitkit.load(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("component", ["mlp_output", "attention_output"])
+def test_a_switched_on_bias_is_there_wherever_the_class_has_one(component: str) -> None:
+    model = build("llama")
+    site = Site(1, component, "all")
+    merge(model, {"x": (site, filled(model, site, "Addition"))})
+    fresh: Any = type(model)
+    assert set(model.state_dict()) == set(fresh(model.config).state_dict())
+    new = {name: value for name, value in model.state_dict().items() if name.endswith("bias")}
+    assert sum(bool(value.any()) for value in new.values()) == 1
+    assert len(new) == {"mlp_output": 3, "attention_output": 4}[component] * model.config.num_hidden_layers
 
 
 def test_nothing_to_merge() -> None:

@@ -269,6 +269,92 @@ def test_tensors_that_do_not_fit(key: str, value: Tensor, match: str, tmp_path: 
         iitkit.convert(folder, network("gpt2"), trust=True)
 
 
+@pytest.mark.parametrize(("share", "kept"), [(0.5, 4), (0.51, 5), (0.0, 1), (-2.0, 1), (7.0, 8)])
+def test_a_hard_boundary_is_pyvenes_clamped_share(share: float, kept: int, tmp_path: Path) -> None:
+    """It clamps the share to 1e-3 … 1; coordinate i is in where i < share · width."""
+    folder = shutil.copytree(HERE / "gpt2_boundless", tmp_path / "x")
+    (file,) = folder.glob("*.bin")
+    torch.save({**torch.load(file, weights_only=True), "intervention_boundaries": torch.tensor([share])}, file)
+    ((_, edit),) = iitkit.convert(folder, network("gpt2"), trust=True, boundary="hard").values()
+    assert edit.mask.weights().tolist() == [i < kept for i in range(8)]  # type: ignore[operator,union-attr]
+
+
+def test_a_hard_sigmoid_mask_has_the_gates_above_nought(tmp_path: Path) -> None:
+    folder = shutil.copytree(HERE / "gpt2_sigmoid", tmp_path / "x")
+    (file,) = folder.glob("*.bin")
+    gates = torch.tensor([0.3, -0.2, 0.0, 4.0, -9.0, 1e-3, -1e-3, 2.0])
+    torch.save({**torch.load(file, weights_only=True), "mask": gates}, file)
+    model = network("gpt2")
+    ((site, edit),) = iitkit.convert(folder, model, trust=True, position=4, boundary="hard").values()
+    base, source = (iitkit.collect(model, inputs(name), {"x": site})["x"] for name in ("base", "source"))
+    assert relative(edit(base, source), torch.where(gates > 0, source, base)) <= 1e-6
+
+
+def turned(folder: Path, kind: str, to: Path) -> Path:
+    """A folder with every representation of another class, at mlp_output where it was at mlp_input."""
+    made = shutil.copytree(folder, to)
+    config = json.loads((made / "config.json").read_text())
+    name = f"<class 'pyvene.models.interventions.{kind}'>"
+    config["intervention_types"] = [name] * len(config["intervention_types"])
+    for row in config["representations"]:
+        row[1] = row[1].replace("mlp_input", "mlp_output")
+    (made / "config.json").write_text(json.dumps(config))
+    return made
+
+
+@pytest.mark.parametrize("kind", ["ZeroIntervention", "SkipIntervention", "SubtractionIntervention"])
+def test_classes_without_state_by_hand(kind: str, tmp_path: Path) -> None:
+    """At mlp_output of layer 1 and the last token: 0, what enters the MLP, or b − s."""
+    model = network("gpt2")
+    alignment = iitkit.convert(turned(HERE / "gpt2_vanilla", kind, tmp_path / "x"), model, position=4)
+    ((site, _),) = alignment.values()
+    assert (site.component, site.layer) == ("mlp_output", 1)
+    source = iitkit.collect(model, inputs("source"), {"x": site})["x"][:, 0]
+
+    def edit(_: Any, args: tuple[Tensor], out: Tensor) -> Tensor:
+        new = {
+            "ZeroIntervention": torch.zeros_like(out[:, 4]),
+            "SkipIntervention": args[0][:, 4],
+            "SubtractionIntervention": out[:, 4] - source,
+        }[kind]
+        return torch.cat([out[:, :4], new[:, None], out[:, 5:]], 1)
+
+    handle = model.transformer.h[1].mlp.register_forward_hook(edit)
+    with torch.no_grad():
+        expected = model(**inputs("base")).logits
+    handle.remove()
+    assert relative(run(model, alignment), expected) <= 1e-5
+    assert relative(REFERENCE["gpt2/plain"], expected) > 1e-3
+
+
+def test_constants_are_subtracted(tmp_path: Path) -> None:
+    model = network("gpt2")
+    folder = turned(HERE / "gpt2_addition", "SubtractionIntervention", tmp_path / "x")
+    away = run(model, iitkit.convert(folder, model, trust=True))
+    added = iitkit.convert(HERE / "gpt2_addition", model, trust=True)
+    with iitkit.intervening(model, added, strength=-1.0), torch.no_grad():
+        assert relative(away, model(**inputs("base")).logits) <= 1e-5
+
+
+def test_one_site_twice_has_a_file_each(tmp_path: Path) -> None:
+    """pyvene numbers them, #0 and #1; a number of units that is not said is one."""
+    folder = shutil.copytree(HERE / "gpt2_low_rank", tmp_path / "x")
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("representations", "intervention_types", "intervention_dimensions", "intervention_constant_sources"):
+        config[key] *= 2
+    config["representations"] = [[*row[:3], None, *row[4:]] for row in config["representations"]]
+    (folder / "config.json").write_text(json.dumps(config))
+    (file,) = folder.glob("*.bin")
+    state = torch.load(file, weights_only=True)
+    key = "rotate_layer.parametrizations.weight.original"
+    turned_on = state[key] + 0.5 * torch.ones(8, 3).tril(-1)
+    torch.save({**state, key: turned_on}, file.with_name(file.name.replace("#0", "#1")))
+    first, second = iitkit.convert(folder, network("gpt2"), trust=True).values()
+    ((_, alone),) = iitkit.convert(HERE / "gpt2_low_rank", network("gpt2"), trust=True).values()
+    assert torch.equal(first[1].rotation, alone.rotation)  # type: ignore[attr-defined]
+    assert relative(second[1].rotation, alone.rotation) > 0.1  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0])
 @pytest.mark.parametrize("name", ["gpt2_boundless", "gpt2_sigmoid"])
 def test_a_soft_mask_has_a_temperature(name: str, value: float, tmp_path: Path) -> None:
