@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from byhand import relative
+from families import build
+from foreign import network
 from running import iitkit
 from safetensors.torch import save_file
+from tiny import tiny_model, tiny_tokenizer
 
 import iitkit as package
 
@@ -52,6 +55,53 @@ def test_merged_models_are_written(shallow_gpt2: str, tmp_path: Path) -> None:
     ran = iitkit("merge", str(artifact), str(tmp_path / "merged"), "--base", shallow_gpt2)
     assert ran.code == 2
     assert "is there already" in ran.err
+
+
+def test_where_it_is_placed_is_said(shallow_gpt2: str, tmp_path: Path) -> None:
+    source = str(vectors(tmp_path / "vectors"))
+    ran = iitkit("convert", source, str(tmp_path / "a"), "--base", shallow_gpt2, "--position=last")
+    assert ran.code == 0, ran.err
+    assert package.load(tmp_path / "a").config["placements"]["block_output_1"]["position"] == "last"
+    network("gpt2").save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    heads = (str(PYVENE / "gpt2_heads"), str(tmp_path / "b"), "--base", str(tmp_path / "base"), "--trust")
+    ran = iitkit("convert", *heads, "--head=1", "--position=[1,3]")
+    assert ran.code == 0, ran.err
+    (placement,) = package.load(tmp_path / "b").config["placements"].values()
+    assert (placement["head"], placement["position"]) == (1, [1, 3])
+
+
+def test_another_network_of_the_kind_may_be_merged_into(shallow_gpt2: str, tmp_path: Path) -> None:
+    artifact, other = tmp_path / "artifact", tmp_path / "other"
+    assert (
+        iitkit("convert", str(vectors(tmp_path / "v", "mlp_output.1")), str(artifact), "--base", shallow_gpt2).code == 0
+    )
+    tiny_model("gpt2", seed=7).save_pretrained(other)
+    tiny_tokenizer().save_pretrained(other)
+    with pytest.warns(UserWarning, match="this model has other weights"):
+        ran = iitkit("merge", str(artifact), str(tmp_path / "merged"), "--base", str(other))
+    assert ran.code == 0, ran.err
+    (model, tokenizer), (merged, _) = package.load_base(str(other)), package.load_base(tmp_path / "merged")
+    inputs = tokenizer("When Mary went home", return_tensors="pt")
+    with torch.no_grad():
+        with package.intervening(model, package.load(artifact).alignment(), where="all"):
+            expected = model(**inputs).logits
+        assert relative(merged(**inputs).logits, expected) <= 1e-5
+
+
+def test_biases_that_would_be_lost_in_saving_are_told_of(tmp_path: Path) -> None:
+    """Qwen2's class has no bias at o_proj, and no switch for one."""
+    base, artifact = tmp_path / "base", tmp_path / "artifact"
+    tokenizer = tiny_tokenizer()
+    build("qwen2", vocab_size=len(tokenizer)).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    (tmp_path / "v").mkdir()
+    save_file({"attention_output.1": torch.ones(16)}, tmp_path / "v" / "v.safetensors")
+    assert iitkit("convert", str(tmp_path / "v"), str(artifact), "--base", str(base)).code == 0
+    ran = iitkit("merge", str(artifact), str(tmp_path / "merged"))
+    assert ran.code == 2
+    assert "Qwen2ForCausalLM has no place for the biases that were merged" in ran.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact", "base", "v"]
 
 
 @pytest.mark.parametrize(

@@ -290,25 +290,44 @@ def test_a_hard_sigmoid_mask_has_the_gates_above_nought(tmp_path: Path) -> None:
     assert relative(edit(base, source), torch.where(gates > 0, source, base)) <= 1e-6
 
 
+def test_a_hard_sigmoid_mask_of_a_rotation(tmp_path: Path) -> None:
+    folder = turned(HERE / "gpt2_rotated", "SigmoidMaskRotatedSpaceIntervention", tmp_path / "x")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intervention_dimensions": [8]}))
+    (file,) = folder.glob("*.bin")
+    gates = torch.tensor([0.3, -0.2, 0.0, 4.0, -9.0, 1e-3, -1e-3, 2.0])
+    more = {"masks": gates, "temperature": torch.tensor(0.5), "interchange_dim": torch.tensor(8)}
+    torch.save({**torch.load(file, weights_only=True), **more}, file)
+    model = network("gpt2")
+    ((site, edit),) = iitkit.convert(folder, model, trust=True, position=4, boundary="hard").values()
+    ((_, soft),) = iitkit.convert(folder, model, trust=True, position=4).values()
+    ((_, whole),) = iitkit.convert(HERE / "gpt2_rotated", model, trust=True, position=4).values()
+    w = whole.rotation  # type: ignore[attr-defined]
+    base, source = (iitkit.collect(model, inputs(name), {"x": site})["x"] for name in ("base", "source"))
+    for found, mask in ((edit, (gates > 0).float()), (soft, torch.sigmoid(gates / 0.5))):
+        assert relative(found(base, source), base + ((source - base) @ w * mask) @ w.T) <= 1e-5
+
+
 def turned(folder: Path, kind: str, to: Path) -> Path:
-    """A folder with every representation of another class, at mlp_output where it was at mlp_input."""
+    """A folder with every representation of another class, at layer 0's mlp_output where it was at mlp_input."""
     made = shutil.copytree(folder, to)
     config = json.loads((made / "config.json").read_text())
     name = f"<class 'pyvene.models.interventions.{kind}'>"
     config["intervention_types"] = [name] * len(config["intervention_types"])
     for row in config["representations"]:
-        row[1] = row[1].replace("mlp_input", "mlp_output")
+        if row[1] == "mlp_input":
+            row[:2] = [0, "mlp_output"]
     (made / "config.json").write_text(json.dumps(config))
     return made
 
 
 @pytest.mark.parametrize("kind", ["ZeroIntervention", "SkipIntervention", "SubtractionIntervention"])
 def test_classes_without_state_by_hand(kind: str, tmp_path: Path) -> None:
-    """At mlp_output of layer 1 and the last token: 0, what enters the MLP, or b − s."""
+    """At mlp_output of layer 0 and the last token: 0, what enters the MLP, or b − s."""
     model = network("gpt2")
     alignment = iitkit.convert(turned(HERE / "gpt2_vanilla", kind, tmp_path / "x"), model, position=4)
     ((site, _),) = alignment.values()
-    assert (site.component, site.layer) == ("mlp_output", 1)
+    assert (site.component, site.layer) == ("mlp_output", 0)
     source = iitkit.collect(model, inputs("source"), {"x": site})["x"][:, 0]
 
     def edit(_: Any, args: tuple[Tensor], out: Tensor) -> Tensor:
@@ -319,7 +338,7 @@ def test_classes_without_state_by_hand(kind: str, tmp_path: Path) -> None:
         }[kind]
         return torch.cat([out[:, :4], new[:, None], out[:, 5:]], 1)
 
-    handle = model.transformer.h[1].mlp.register_forward_hook(edit)
+    handle = model.transformer.h[0].mlp.register_forward_hook(edit)
     with torch.no_grad():
         expected = model(**inputs("base")).logits
     handle.remove()
