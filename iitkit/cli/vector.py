@@ -134,6 +134,9 @@ def run(command: str, arguments: Sequence[str]) -> None:
     write_text(root / "vector.txt", text + "\n")
     write_text(root / "config.yaml", config)
     kept = made if keep is None else made.only(f"layer_{keep}")
+    chat: dict[str, Any] = {} if special else {"chat": True}  # as it is then steered
+    if settings.system is not None:
+        chat["system"] = settings.system
     folder = save(
         root / "artifact",
         model,
@@ -141,7 +144,8 @@ def run(command: str, arguments: Sequence[str]) -> None:
         tokenizer,
         base=settings.base,
         prefix=settings.prefix,
-        made={**kept.about, **({} if special else {"chat": True})},
+        made=dict(kept.about),
+        **chat,
     )
     print(f"\nartifact: {folder}", flush=True)
 

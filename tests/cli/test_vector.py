@@ -127,7 +127,13 @@ def test_chats_by_hand(chatting: str, flag: str, tmp_path: Path, monkeypatch: py
     found = package.load("runs/vector")
     kept = found.interventions["layer_1"].state_dict()["edit.vector"]
     assert relative(kept, states[0] - states[1]) <= 1e-5
-    assert found.config["made"]["chat"] is True
+    assert (found.config["chat"], found.config["system"]) == (True, "The park")  # and so it is steered
+    steered = iitkit("steer", "runs/vector", "--prompt=Today", "--strength=3", "--new_tokens=4", "--where=all")
+    assert steered.code == 0, steered.err
+    asked = tokenizer(MINES.replace("John", "Today"), add_special_tokens=False, return_tensors="pt")
+    with package.intervening(model, found.alignment(), strength=3.0, where="all"):
+        written = model.generate(**asked, max_new_tokens=4, do_sample=False, pad_token_id=0)  # type: ignore[operator]
+    assert tokenizer.decode(written[0, asked["input_ids"].shape[1] :], skip_special_tokens=True) in steered.out
     effects = [json.loads(line) for line in Path("runs/vector/effects.jsonl").read_text().splitlines()]
     words = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0] for word in ("happy", "late")]
     prompt = tokenizer(MINES.replace("John", "Today"), add_special_tokens=False)["input_ids"]
@@ -147,7 +153,7 @@ def test_texts_take_the_tokenizers_own_tokens_and_chats_do_not(chatting: str, tm
     states = [activation(model, row, model.model.layers[1])[-1] for row in ids]  # type: ignore[union-attr]
     found = package.load(tmp_path / "out")
     assert relative(found.interventions["layer_1"].state_dict()["edit.vector"], states[0] - states[1]) <= 1e-5
-    assert "chat" not in found.config["made"]
+    assert "chat" not in found.config
 
 
 @pytest.mark.parametrize(
