@@ -121,7 +121,13 @@ def measure(
 
 
 def search(
-    setting: Setting, base: str | Network, alignment: Mapping[str, Any], seed: int, folder: Path, draws: int = 0
+    setting: Setting,
+    base: str | Network,
+    alignment: Mapping[str, Any],
+    seed: int,
+    folder: Path,
+    draws: int = 0,
+    uniform: bool = False,
 ) -> tuple[DAS, dict[str, float]]:
     """Run DAS; with ``draws``, test also as many random subspaces of the same rank."""
     seed_everything(seed)
@@ -131,19 +137,22 @@ def search(
         module.controls = {}
         module.configure_model()
         data.bind(module)
-        module.controls["random_subspace"] = _random(module, data, draws)
+        module.controls["random_subspace"] = _random(module, data, draws, uniform)
     return module, fitted(module, data, folder, setting.das_epochs)
 
 
-def _random(module: DAS, data: CounterfactualDataModule, draws: int) -> list[list[Intervention]]:
-    """Random subspaces of the ranks that a module trains, of the activations' covariance."""
+def _random(module: DAS, data: CounterfactualDataModule, draws: int, uniform: bool) -> list[list[Intervention]]:
+    """Random subspaces of the ranks that a module trains, of the activations' covariance or (uniform) of none."""
     generator = torch.Generator().manual_seed(data.seed)
     found: list[list[Intervention]] = [[] for _ in range(draws)]
     batches = [batch for batch, _ in zip(data.every_pair("train"), range(-(-COVARIANCE // 1000)), strict=False)]
     for p, location in enumerate(module.locations.values()):
         kept = [grouped(location, module.runner.prepare(batch).features[p]) for batch in batches]
         rank = round(module.edits[p].effective_size() or 0)
-        for edits, drawn in zip(found, random_subspaces(torch.cat(kept), rank, draws, generator), strict=True):
+        seen = torch.cat(kept)
+        if uniform:
+            seen = torch.randn(4 * seen.shape[1], seen.shape[1], generator=generator)
+        for edits, drawn in zip(found, random_subspaces(seen, rank, draws, generator), strict=True):
             edits.append(drawn)
     return found
 
